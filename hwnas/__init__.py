@@ -1,0 +1,1 @@
+"""hwnas: the most accurate image network that runs within a time budget on the device you name."""
