@@ -344,7 +344,9 @@ class NetworkBuilder:
 
     @contextmanager
     def unit(self, name: str) -> Iterator[None]:
-        """The nodes made inside belong to the unit `name` and are named after it."""
+        """The nodes made inside belong to the unit `name`, which must be new, and are named after it."""
+        if any(unit.name == name for unit in self._units):
+            raise ValueError(f"unit {name} is there already")
         self._unit, self._nodes = name, []
         yield
         self._units.append(Unit(name, tuple(self._nodes)))

@@ -107,7 +107,7 @@ class SearchSpace:
 
     @cached_property
     def places(self) -> tuple[str, ...]:
-        """A name for each place of the encoding, such as `stage2.unit1.kernel`; stages count from 2, as in the paper."""
+        """A name for each place of the encoding, such as `stage2.unit1.kernel`; stages count from 2, as the paper's."""
         names: list[str] = []
         for number, stage in enumerate(self.stages, 2):
             names += [f"stage{number}.depth", f"stage{number}.width"]
@@ -164,7 +164,9 @@ class SearchSpace:
 
     def unit_choices(self, stride: int) -> Iterator[UnitChoice]:
         """Every choice of a unit; a stride-2 unit has no residual."""
-        lists = [(False,) if name == "residual" and stride == 2 else self.choices[name] for name in CHOICES]
+        lists: list[tuple[Any, ...]] = [
+            (False,) if name == "residual" and stride == 2 else self.choices[name] for name in CHOICES
+        ]
         for values in product(*lists):
             yield UnitChoice(**dict(zip(CHOICES, values, strict=True)))
 
@@ -192,7 +194,7 @@ class SearchSpace:
     @property
     def smallest(self) -> Architecture:
         """Least depth, width, split ratio and kernel, most groups, nothing added: the fewest MACs."""
-        least = {name: values[0] for name, values in self.choices.items()}
+        least: dict[str, Any] = {name: values[0] for name, values in self.choices.items()}
         least |= {"split_ratio": min(self.choices["split_ratio"]), "kernel": min(self.choices["kernel"])}
         least |= {"groups": max(self.choices["groups"])}
         return self.uniform(UnitChoice(**least | self._plain), depth="smallest", width="smallest")
@@ -206,7 +208,7 @@ class SearchSpace:
         return self.uniform(UnitChoice(**most))
 
     @property
-    def _plain(self) -> dict[str, bool]:
+    def _plain(self) -> dict[str, Any]:
         return {name: min(self.choices[name]) for name in ("squeeze_excite", "residual", "extra_depthwise")}
 
     # ---- reading -------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ class SearchSpace:
                     for stage in data["stages"]
                 ),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             raise HwnasError(f"This is not an architecture: {error!r}. Give the architecture.json of a run.") from None
         if architecture.space != self.name:
             raise HwnasError(
@@ -236,7 +238,7 @@ class SearchSpace:
                 f"Add --space {architecture.space}."
             )
         self.check(architecture)
-        return architecture
+        return self.decode(self.encode(architecture))  # 3.0 and 1 stand for 3 and true
 
     def check(self, architecture: Architecture) -> None:
         """Raises `HwnasError` with the place and the choices there if the architecture is outside this space."""

@@ -3,6 +3,7 @@
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from importlib import resources
@@ -45,7 +46,11 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
             f"There is no search space '{name_or_path}': it is neither a TOML file nor one of "
             f"{', '.join(shipped_spaces())}."
         )
-    return parse_space(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise HwnasError(f"{path}: a search space is UTF-8 text, and this file is not. Give a TOML file.") from None
+    return parse_space(text, str(path))
 
 
 def parse_space(text: str, source: str = "space.toml") -> SearchSpace:
@@ -99,24 +104,25 @@ class _Reader:
 
     def check_divisibility(self, space: SearchSpace) -> None:
         """Every branch of every unit must be whole, and every grouped pointwise convolution must divide."""
-        most = max(space.choices["groups"])
-        if space.stem_channels % most:
+        groups = ", ".join(map(str, space.choices["groups"]))
+        every = math.lcm(*space.choices["groups"])
+        if space.stem_channels % every:
             self.fail(
                 ("stem", "channels"),
-                f"the stem's channels must divide by every choice of groups, the largest being {most}; the nearest "
-                f"width that works is {nearest_multiple(space.stem_channels, most)}",
+                f"the stem's channels must divide by every choice of groups ({groups}); the nearest width that works "
+                f"is {nearest_multiple(space.stem_channels, every)}",
                 space.stem_channels,
             )
         # c' and c - c' must both divide by every choice of groups, and the closing shuffle needs an even c
         ratios = space.choices["split_ratio"]
-        step = math.lcm(2, *(ratio.denominator * groups for ratio in ratios for groups in space.choices["groups"]))
+        step = math.lcm(2, *(ratio.denominator * count for ratio in ratios for count in space.choices["groups"]))
         for index, stage in enumerate(space.stages):
             for width in stage.width:
                 if width % step:
                     self.fail(
                         ("stage", index, "width"),
                         f"a width must give whole branches that divide by every choice of groups: with the split "
-                        f"ratios {', '.join(map(str, ratios))} and up to {most} groups it is a multiple of {step}; the "
+                        f"ratios {', '.join(map(str, ratios))} and the groups {groups} it is a multiple of {step}; the "
                         f"nearest that works is {nearest_multiple(width, step)}",
                         width,
                     )
@@ -204,23 +210,21 @@ _UNIT_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def find_line(text: str, place: tuple[str | int, ...]) -> int | None:
     """The number, from 1, of the line of a TOML text that holds a place such as `("stage", 1, "width")`.
 
-    tomllib keeps no positions, so the text is searched: the table's header (the n-th for an array of tables), then the
-    key below it.
+    tomllib keeps no positions, so the text is searched: a place is a table's header (the n-th for an array of tables),
+    or a key below it. `None` for the whole file, and for what stands inside an inline table.
     """
-    header: str | None = None
-    seen: dict[str, int] = {}
-    wanted = place[0] if len(place) > 1 or isinstance(place[-1], int) else None
+    wanted = [part for part in place if isinstance(part, str)]
     occurrence = next((part for part in place if isinstance(part, int)), 0)
-    key = place[-1] if place and isinstance(place[-1], str) else None
-    if len(place) == 1 and re.search(rf"(?m)^\s*\[+\s*{re.escape(str(place[0]))}\s*\]", text):
-        wanted, key = place[0], None
+    table: list[str] = []
+    seen: Counter[str] = Counter()
     for number, line in enumerate(text.splitlines(), 1):
         if match := re.match(r"\s*\[+\s*([\w.-]+)\s*\]+", line):
-            header = match[1]
-            seen[header] = seen.get(header, -1) + 1
-            if header == wanted and key is None and seen[header] == occurrence:
-                return number
-        elif key and header == wanted and (wanted is None or seen.get(wanted) == occurrence):
-            if re.match(rf"""\s*["']?{re.escape(key)}["']?\s*=""", line):
-                return number
+            found = table = match[1].split(".")
+            seen[match[1]] += 1
+        elif match := re.match(r"""\s*["']?([\w.-]+)["']?\s*=""", line):
+            found = [*table, *match[1].split(".")]
+        else:
+            continue
+        if found == wanted and (not table or seen[".".join(table)] == occurrence + 1):
+            return number
     return None

@@ -1,13 +1,14 @@
 """The ShuffleNet units, V1, V2 and V2*, as pieces of a `Network`.
 
-Sources: ShuffleNet V1 (arXiv 1707.01083, figure 2), ShuffleNet V2 (arXiv 1807.11164, figure 3, appendix figure 2; V2* is
-the unit of section 4 with one more depthwise convolution).
+Sources: ShuffleNet V1 (arXiv 1707.01083, figure 2), ShuffleNet V2 (arXiv 1807.11164, figure 3, appendix figure 2; V2*
+is the unit of section 4 with one more depthwise convolution).
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
 
-from hwnas.network import NetworkBuilder, Tensor
+from hwnas.errors import HwnasError
+from hwnas.network import NetworkBuilder, Tensor, nearest_multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,15 @@ def shufflenet_v1_unit(
 
     With stride 2 the branch makes `channels - C` channels and a 3x3 average pool of the input gives the other C.
     `group_first=False` leaves the first pointwise convolution dense, as the first unit of stage 2 has it.
+
+    Raises:
+        HwnasError: a quarter of `channels` is not whole or does not divide by `groups`.
     """
+    if channels % (4 * groups):
+        raise HwnasError(
+            f"A ShuffleNet V1 unit of {groups} groups has a width that divides by {4 * groups}, and not {channels}. "
+            f"The nearest that works is {nearest_multiple(channels, 4 * groups)}."
+        )
     middle = channels // 4
     main = b.conv_bn(x, middle, name="pw1", groups=groups if group_first else 1, activation="relu")
     if groups > 1:

@@ -1,0 +1,223 @@
+"""Where models are timed: a device runs `measure.py` as a child process and speaks JSON lines with it.
+
+A child that dies or stops answering costs the group it was timing, not the session: the next request starts a new one.
+"""
+
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NoReturn
+
+from hwnas.calibration import Measurement
+from hwnas.errors import HwnasError
+from hwnas.latency import Conditions
+
+DEVICES = ("cpu",)
+PRECISIONS = ("fp32",)
+
+
+class DeviceError(HwnasError):
+    """A device that died, stopped answering, or could not run a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How a group of models is timed.
+
+    Attributes:
+        threads: threads inside an operator.
+        rounds: samples of each model.
+        sample_ms: the least length of a sample, in milliseconds; short models are run several times for one.
+        warm_up_runs: runs before the first sample.
+        seed: of the inputs and of the order in each round.
+        timeout_s: how long the device may keep silent, in seconds, before it counts as hung.
+    """
+
+    threads: int = 1
+    rounds: int = 9
+    sample_ms: float = 0.5
+    warm_up_runs: int = 3
+    seed: int = 0
+    timeout_s: float = 300.0
+
+
+DEFAULT_TIMING = Timing()
+
+
+class Device:
+    """A processor and a runtime that time ONNX models, behind a child process that is started when it is needed."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name = name
+        self._command = tuple(command)
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._busy = False
+        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the device
+
+    def conditions(self, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Conditions:
+        """What a measurement with these settings would be measured on.
+
+        Raises:
+            HwnasError: more threads than processors, or a precision that this device does not run.
+        """
+        if precision not in PRECISIONS:
+            raise HwnasError(f"{self.name} runs {' and '.join(PRECISIONS)}; '{precision}' it does not.")
+        if batch < 1:
+            raise HwnasError(f"A batch has at least one image; {batch} were asked for.")
+        self._send({"conditions": True})
+        facts = self._receive(timeout_s=120)["conditions"]
+        if not 1 <= threads <= facts["cores"]:
+            raise HwnasError(
+                f"{threads} threads cannot be timed on {self.name}, which has {facts['cores']} processors. "
+                f"Give --threads 1 to {facts['cores']}."
+            )
+        return Conditions(device=self.name, threads=threads, batch=batch, precision=precision, **facts)
+
+    def measure(
+        self, models: Sequence[bytes | Path], timing: Timing = DEFAULT_TIMING
+    ) -> Iterator[tuple[int, Measurement]]:
+        """Times models as one group: the request leaves at once, the iterator gives results as they come.
+
+        Args:
+            models: serialised models, or files.
+            timing: how.
+
+        Yields:
+            The index of a model and its samples.
+
+        Raises:
+            DeviceError: the device died or hung (it starts anew with the next request), or, after all others were
+                given, that models failed.
+        """
+        folder = tempfile.TemporaryDirectory(prefix="hwnas-models-")
+        paths = [_as_file(model, Path(folder.name) / f"{index}.onnx") for index, model in enumerate(models)]
+        request = {
+            "models": [str(path) for path in paths],
+            "threads": timing.threads,
+            "rounds": timing.rounds,
+            "sample_ms": timing.sample_ms,
+            "warm_up_runs": timing.warm_up_runs,
+            "seed": timing.seed,
+        }
+        self._send(request)
+        self._busy = True
+        return self._results(paths, timing, folder)
+
+    def _results(
+        self, paths: list[Path], timing: Timing, folder: tempfile.TemporaryDirectory[str]
+    ) -> Iterator[tuple[int, Measurement]]:
+        failures: list[str] = []
+        with folder:
+            while "done" not in (answer := self._receive(timing.timeout_s)):
+                if "samples_ms" in answer:
+                    yield answer["model"], Measurement(tuple(answer["samples_ms"]))
+                else:
+                    failures.append(f"{paths[answer['model']].name}: {answer['error']}")
+        self._busy = False
+        if failures:
+            raise DeviceError(f"{len(failures)} of {len(paths)} models do not run on {self.name}: {failures[0]}")
+
+    # ---- the child process ---------------------------------------------------------------------------------------
+
+    def _send(self, request: dict[str, Any]) -> None:
+        if self._busy:
+            self.close()  # nobody waits for what it is timing
+        process = self._process or self._start()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        except OSError:
+            self._fail("has died")
+
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            self._fail(f"has not answered for {timeout_s:g} s")
+        if not line:
+            self._fail("has died")
+        answer = json.loads(line)
+        if "error" in answer and "model" not in answer:
+            raise DeviceError(f"The device {self.name} refuses: {answer['error']}.")
+        return answer
+
+    def _start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends the child in its own time
+        )
+        self._process, self._answers = process, queue.Queue()
+        assert process.stdout is not None
+        self._reader = threading.Thread(target=_pump, args=(process.stdout, self._answers), daemon=True)
+        self._reader.start()
+        return process
+
+    def _fail(self, what: str) -> NoReturn:
+        self.close()
+        self._complaints.seek(0)
+        last_words = self._complaints.read().strip().splitlines()[-1:]
+        because = f" ({last_words[0]})" if last_words else ""
+        raise DeviceError(
+            f"The measuring process of {self.name} {what}{because}. Run the command again: what was finished is kept."
+        )
+
+    @property
+    def process_id(self) -> int | None:
+        """The child process, if one is running."""
+        return self._process and self._process.pid
+
+    def close(self) -> None:
+        """Ends the child process; a later request starts another."""
+        process, self._process, self._busy = self._process, None, False
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        self._reader.join()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+    def __enter__(self) -> "Device":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def device(name: str) -> Device:
+    """The device of that name; `HwnasError` if there is none. `cpu` is this machine's processor in ONNX Runtime."""
+    if name not in DEVICES:
+        raise HwnasError(f"There is no device '{name}'. The devices are: {', '.join(DEVICES)}.")
+    return Device(name, (sys.executable, str(Path(__file__).with_name("measure.py"))))
+
+
+def _as_file(model: bytes | Path, path: Path) -> Path:
+    if isinstance(model, Path):
+        return model.absolute()
+    path.write_bytes(model)
+    return path
+
+
+def _pump(stream: IO[str], lines: "queue.Queue[str]") -> None:
+    """Moves lines into the queue; an empty one stands for the end of the stream."""
+    for line in stream:
+        lines.put(line)
+    lines.put("")

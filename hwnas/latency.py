@@ -1,0 +1,351 @@
+"""`LatencyTable`: what each unit of a space costs on one device, and what a whole network will cost there.
+
+A table describes itself: the device and how it was timed, every sample, and the whole networks on which the prediction
+was calibrated and checked. A prediction is `a + b * (sum of the units' milliseconds)`; its upper bound is that times
+one plus a ratio that 95 % of unseen networks of the space stay under (split conformal prediction, Lei et al. 2018).
+"""
+
+import hashlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hwnas.calibration import Calibration, Measurement, WholeNetwork, upper_ratio_of
+from hwnas.errors import HwnasError
+from hwnas.network import Network, unit_key
+from hwnas.places import network_at, places_of_architecture
+from hwnas.space import Architecture, SearchSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The expected milliseconds of a network, and what it stays under with 95 % confidence."""
+
+    latency_ms: float
+    upper_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Where and how something was timed.
+
+    Attributes:
+        device: the name hwnas knows the device by, such as `cpu`.
+        chip: the processor's own name.
+        cores: processors that the process may use.
+        runtime, runtime_version: what ran the model.
+        threads, batch, precision: the settings of the run.
+        governor: the frequency governor, or `not shown`.
+        system: operating system and architecture.
+        origin: `measured`, or `emulated` where the milliseconds mean nothing.
+        load_average: how many processes wanted to run when the measurement began.
+    """
+
+    device: str
+    chip: str
+    cores: int
+    runtime: str
+    runtime_version: str
+    threads: int
+    batch: int
+    precision: str
+    governor: str
+    system: str
+    origin: str = "measured"
+    load_average: float = 0.0
+
+    def differences(self, other: "Conditions") -> tuple[tuple[str, object, object], ...]:
+        """The fields in which timings of `other` cannot stand for timings of `self`: name, own value, other's."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in _DECISIVE)
+        return tuple(pair for pair in pairs if pair[1] != pair[2])
+
+
+_DECISIVE = tuple(
+    field.name for field in fields(Conditions) if field.name not in ("governor", "system", "load_average")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The cost of one unit: what a network gains in milliseconds when the unit is added.
+
+    Attributes:
+        key: `network.unit_key` of the unit.
+        unit: what it is and where it stands, for people.
+        measurement: the gain in each round, over the undisturbed time of the network without the unit.
+    """
+
+    key: str
+    unit: str
+    measurement: Measurement
+
+    @property
+    def latency_ms(self) -> float:
+        """The least gain: disturbances only ever add time (Chen & Revels 2016, arXiv 1608.04295, section 3)."""
+        return self.measurement.minimum_ms
+
+
+FORMAT = "hwnas latency table 1"
+WHAT = "milliseconds (ms) a run; an entry is what a network gains when the unit is added: the least of its samples"
+_LINE_FIELDS = ("intercept_ms", "slope", "upper_ratio")
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """The units of a space timed on one device.
+
+    Attributes:
+        conditions: where and how it was measured.
+        space: the name of the space.
+        started, finished: when, in ISO 8601.
+        entries: by key.
+        calibration: from sums to whole networks.
+    """
+
+    conditions: Conditions
+    space: str
+    started: str
+    finished: str
+    entries: dict[str, Entry]
+    calibration: Calibration
+
+    @property
+    def profile_command(self) -> str:
+        """The command that measures this table anew."""
+        return profile_command(self.space, self.conditions)
+
+    def raw_sum_ms(self, network: Network) -> float:
+        """The sum of the entries of a network's units, in milliseconds, before calibration.
+
+        Raises:
+            HwnasError: an entry is missing; the message names the units and the command that measures them.
+        """
+        return sum(entry.latency_ms for entry in self._entries_of(network))
+
+    def predict(self, network: Network) -> Prediction:
+        """What a network will take; `HwnasError` if the table lacks one of its units."""
+        return self._prediction(self.raw_sum_ms(network))
+
+    def predictor(self, space: SearchSpace) -> Callable[[Architecture], Prediction]:
+        """`predict` for architectures of a space, remembering each unit it has seen: tens of microseconds a call."""
+        known: dict[tuple[object, ...], float] = {}
+
+        def predict(architecture: Architecture) -> Prediction:
+            total = 0.0
+            for place in places_of_architecture(space, architecture):
+                if (latency_ms := known.get(place)) is None:
+                    latency_ms = known[place] = self.raw_sum_ms(network_at(space, [place]))
+                total += latency_ms
+            return self._prediction(total)
+
+        return predict
+
+    def corrected(self, pairs: Iterable[tuple[Network, Measurement]]) -> "LatencyTable":
+        """The table with what newly measured whole networks taught.
+
+        The line is scaled by the median of measured over predicted, and the new networks join the held-out ones behind
+        the upper ratio. No pairs leave the table as it is.
+        """
+        new = [WholeNetwork((), self.raw_sum_ms(n), m, Measurement(()), held_out=True) for n, m in pairs]
+        if not new:
+            return self
+        old = self.calibration
+        factor = statistics.median(n.measured.median_ms / old.line_ms(n.sum_ms) for n in new)
+        line = Calibration(old.intercept_ms * factor, old.slope * factor, 0.0, (*old.networks, *new))
+        return replace(self, calibration=replace(line, upper_ratio=upper_ratio_of(line.relative_errors)))
+
+    def check_device(self, conditions: Conditions) -> None:
+        """Raises `HwnasError` naming each field in which the table was measured under other conditions."""
+        differences = self.conditions.differences(conditions)
+        if differences:
+            text = "; ".join(
+                f"{name}: the table has {mine!r}, here it is {other!r}" for name, mine, other in differences
+            )
+            raise HwnasError(
+                f"This latency table of '{self.space}' was measured under other conditions ({text}), so its "
+                f"milliseconds do not hold here. Measure: {profile_command(self.space, conditions)}"
+            )
+
+    def to_json(self) -> str:
+        """The table as JSON with one entry a line, so that two tables can be compared line by line."""
+        head = {
+            "format": FORMAT,
+            "what": WHAT,
+            "space": self.space,
+            "started": self.started,
+            "finished": self.finished,
+            "conditions": asdict(self.conditions),
+        }
+        line = {name: getattr(self.calibration, name) for name in _LINE_FIELDS}
+        return "\n".join(
+            [
+                json.dumps(head, indent=1)[:-2] + ",",
+                f' "calibration": {json.dumps(line)[:-1]}, "networks": [',
+                ",\n".join("  " + json.dumps(_network_json(network)) for network in self.calibration.networks),
+                ' ]},\n "entries": [',
+                ",\n".join("  " + json.dumps(entry_json(entry)) for entry in self.entries.values()),
+                " ]\n}\n",
+            ]
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the table's file."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Writes the file all at once or not at all; makes its folder if need be."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(self.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def _entries_of(self, network: Network) -> list[Entry]:
+        keys = [unit_key(unit) for unit in network.units]
+        missing = [unit.name for unit, key in zip(network.units, keys, strict=True) if key not in self.entries]
+        if missing:
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise HwnasError(
+                f"The latency table of '{self.space}' on {self.conditions.device} has no entry for {shown} of "
+                f"{network.name}. Measure: {self.profile_command}"
+            )
+        return [self.entries[key] for key in keys]
+
+    def _prediction(self, sum_ms: float) -> Prediction:
+        latency_ms = self.calibration.line_ms(sum_ms)
+        return Prediction(latency_ms, latency_ms * (1 + self.calibration.upper_ratio))
+
+
+def profile_command(space: str, conditions: Conditions) -> str:
+    """The command that measures a space under these conditions; settings at their defaults are left out."""
+    command = f"hwnas profile --device {conditions.device} --space {space}"
+    for name, default in (("threads", 1), ("batch", 1), ("precision", "fp32")):
+        if (value := getattr(conditions, name)) != default:
+            command += f" --{name} {value}"
+    return command
+
+
+def table_path(folder: Path, space: str, conditions: Conditions) -> Path:
+    """Where the table of a space under these conditions lies in a folder of latency tables."""
+    settings = f"{conditions.precision}-t{conditions.threads}-b{conditions.batch}"
+    return folder / conditions.device / f"{space}-{settings}.json"
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_table(path: Path) -> LatencyTable:
+    """Reads what `LatencyTable.save` wrote.
+
+    Raises:
+        HwnasError: no such file, or it is truncated, of another format, or holds what no measurement gives.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HwnasError(f"The latency table {path} cannot be read ({error}). Measure one: hwnas profile.") from None
+    try:
+        return _parse_table(json.loads(text, parse_constant=_refuse_constant))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
+        raise HwnasError(
+            f"{path} is not a whole latency table: {what}. Delete the file and measure it anew with hwnas profile."
+        ) from None
+
+
+def _parse_table(data: Any) -> LatencyTable:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f'it does not begin with "format": "{FORMAT}"')
+    calibration = data["calibration"]
+    line = {name: _number(calibration[name], name) for name in _LINE_FIELDS}
+    networks = tuple(_parse_network(network) for network in calibration["networks"])
+    entries = [parse_entry(entry) for entry in data["entries"]]
+    for name in ("started", "finished"):
+        datetime.fromisoformat(data[name])
+    return LatencyTable(
+        parse_conditions(data["conditions"]),
+        _checked(data["space"], "space", str),
+        data["started"],
+        data["finished"],
+        {entry.key: entry for entry in entries},
+        Calibration(**line, networks=networks),
+    )
+
+
+def parse_conditions(data: dict[str, Any]) -> Conditions:
+    """Conditions from JSON; `ValueError`, `KeyError` or `TypeError` if a field is missing or of another type."""
+    if unknown := set(data) - {field.name for field in fields(Conditions)}:
+        raise ValueError(f"the conditions have unknown fields {sorted(unknown)}")
+    return Conditions(**{f.name: _checked(data[f.name], f.name, f.type) for f in fields(Conditions)})
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """An entry as the table's file and the profiler's journal have it."""
+    return {
+        "key": entry.key,
+        "unit": entry.unit,
+        "samples_ms": entry.measurement.samples_ms,
+    }
+
+
+def parse_entry(data: dict[str, Any]) -> Entry:
+    """An entry from JSON; `ValueError`, `KeyError` or `TypeError` if it is not one."""
+    key, unit = (_checked(data[name], name, str) for name in ("key", "unit"))
+    return Entry(key, unit, Measurement(_samples(data["samples_ms"], least=1)))
+
+
+def _network_json(network: WholeNetwork) -> dict[str, Any]:
+    return {
+        "encoding": network.encoding,
+        "sum_ms": network.sum_ms,
+        "measured_ms": network.measured.samples_ms,
+        "repeated_ms": network.repeated.samples_ms,
+        "held_out": network.held_out,
+    }
+
+
+def _parse_network(data: dict[str, Any]) -> WholeNetwork:
+    return WholeNetwork(
+        tuple(_checked(index, "an index", int) for index in data["encoding"]),
+        _time_ms(data["sum_ms"], "sum_ms"),
+        Measurement(_samples(data["measured_ms"], least=1)),
+        Measurement(_samples(data["repeated_ms"], least=0)),
+        _checked(data["held_out"], "held_out", bool),
+    )
+
+
+def _samples(values: Any, least: int) -> tuple[float, ...]:
+    if len(values) < least:
+        raise ValueError("there are no samples")
+    return tuple(_time_ms(value, "a sample") for value in values)
+
+
+def _time_ms(value: Any, name: str) -> float:
+    if _number(value, name) <= 0:
+        raise ValueError(f"{name} is {value!r} ms, which no measurement gives")
+    return float(value)
+
+
+def _number(value: Any, name: str) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, which is no number")
+    return float(value)
+
+
+def _checked(value: Any, name: str, kind: Any) -> Any:
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"{name} is {value!r}, which is no {kind.__name__}")
+    return value
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"it holds {text}, which no measurement gives")

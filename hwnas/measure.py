@@ -1,0 +1,195 @@
+"""Times ONNX models in ONNX Runtime. This file runs alone on a board: it needs Python, numpy and onnxruntime only.
+
+    python measure.py < requests.jsonl
+
+Each line of standard input is a request, each line of standard output a piece of the answer, both JSON.
+
+`{"conditions": true}` is answered by what and where this is. Any other request is a group of models timed together:
+
+    {"models": ["a.onnx", "b.onnx"], "threads": 1, "rounds": 9, "sample_ms": 0.5, "warm_up_runs": 3, "seed": 0}
+
+Every model gets a session and is warmed up; then come the rounds, in each of which every model is sampled once, in an
+order drawn anew, so that a drift of the machine meets all models alike. A sample is the mean of so many runs that they
+take `sample_ms` at least, after one run that is not counted and brings the model back into the caches. A sample during
+which the system took the processor away is taken again, a few times. The answers:
+
+    {"model": 0, "samples_ms": [0.113, 0.112, ...]}      all samples, in milliseconds a run, in the order of the rounds
+    {"model": 1, "error": "..."}                         this model failed; the others are timed without it
+    {"done": 2}                                          the end of the group
+    {"error": "..."}                                     the request itself cannot be met
+"""
+
+import json
+import math
+import os
+import platform
+import random
+import sys
+import time
+
+import numpy as np
+import onnxruntime
+
+RETAKES = 4
+"""How often one sample is taken again after it was disturbed; then it stands as it is."""
+
+_NUMPY_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+}
+
+
+class TimedModel:
+    """One model, ready to run: its session, an input of its own shape, and how many runs make a sample."""
+
+    def __init__(self, path, threads, sample_ms, warm_up_runs, seed):
+        self.session = onnxruntime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
+        rng = np.random.default_rng(seed)
+        self.feed = {i.name: random_input(i, rng) for i in self.session.get_inputs()}
+        self.runs = 1
+        for _ in range(warm_up_runs):
+            self.sample_ms()
+        self.runs = max(1, math.ceil(sample_ms / self.sample_ms()))
+
+    def sample_ms(self):
+        """Mean milliseconds of `self.runs` runs, undisturbed if a few tries will do."""
+        run, feed = self.session.run, self.feed
+        mean_ms = math.inf
+        for _ in range(1 + RETAKES):
+            run(None, feed)
+            switches = forced_switches()
+            start = time.perf_counter_ns()
+            for _ in range(self.runs):
+                run(None, feed)
+            mean_ms = (time.perf_counter_ns() - start) / self.runs / 1e6
+            if forced_switches() == switches:
+                break
+        return mean_ms
+
+
+def session_options(threads):
+    """Sequential, all graph optimisations, `threads` threads that spin during a run and stop when it ends."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def random_input(argument, rng):
+    """Values for one input of a model, in the shape that it asks for; an open size counts as 1."""
+    shape = [size if isinstance(size, int) else 1 for size in argument.shape]
+    if argument.type not in _NUMPY_TYPES:
+        raise ValueError(f"input {argument.name} is a {argument.type}; it can be {', '.join(_NUMPY_TYPES)}")
+    kind = _NUMPY_TYPES[argument.type]
+    if np.issubdtype(kind, np.integer):
+        limits = np.iinfo(kind)
+        return rng.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
+    return rng.standard_normal(shape).astype(kind)
+
+
+def forced_switches():
+    """How often the system has taken the processor away from this process; always 0 where it does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def time_group(request, answer):
+    """Times the models of one request together and calls `answer` with each piece of the reply."""
+    threads = request["threads"]
+    if not 1 <= threads <= cores():
+        raise ValueError(f"{threads} threads were asked for; this machine has {cores()} processors")
+    settings = (threads, request["sample_ms"], request["warm_up_runs"], request["seed"])
+    models = {}
+    for index, path in enumerate(request["models"]):
+        try:
+            models[index] = TimedModel(path, *settings)
+        except Exception as error:  # whatever a foreign model does, the others must be timed
+            answer({"model": index, "error": f"{type(error).__name__}: {error}"})
+    samples_ms = {index: [] for index in models}
+    order = list(models)
+    rng = random.Random(request["seed"])
+    for _ in range(request["rounds"]):
+        rng.shuffle(order)
+        for index in order:
+            samples_ms[index].append(models[index].sample_ms())
+    for index, samples in samples_ms.items():
+        answer({"model": index, "samples_ms": [float(f"{sample:.6g}") for sample in samples]})
+    answer({"done": len(samples_ms)})
+
+
+# ---- the machine -------------------------------------------------------------------------------------------------
+
+
+def cores():
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def conditions():
+    """What and where this is; see `hwnas.latency.Conditions`."""
+    return {
+        "chip": chip(),
+        "cores": cores(),
+        "runtime": "ONNX Runtime CPU",
+        "runtime_version": onnxruntime.__version__,
+        "governor": first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not shown",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
+    }
+
+
+def chip():
+    """The processor's name; on ARM, which has none, implementer and part as in `ARM 0x41 0xd0b`."""
+    facts = {}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                facts.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass
+    if "CPU implementer" in facts:
+        return f"ARM {facts['CPU implementer']} {facts.get('CPU part', '')}".strip()
+    return facts.get("model name") or platform.processor() or platform.machine()
+
+
+def first_line(path):
+    """The first line of a file, or nothing if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
+
+
+def main():
+    """Answers requests until standard input ends."""
+
+    def answer(piece):
+        print(json.dumps(piece), flush=True)
+
+    for line in sys.stdin:
+        try:
+            request = json.loads(line)
+            if request.get("conditions"):
+                answer({"conditions": conditions()})
+            else:
+                time_group(request, answer)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            answer({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What a run found, as values that are written to its folder and read back by `show`, `export` and the report."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hwnas.errors import HwnasError
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A measured latency: median of the samples, half their inter-quartile range, both in ms, and their number."""
+
+    median_ms: float
+    spread_ms: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An architecture that the search scored with inherited weights on the validation split.
+
+    Attributes:
+        architecture: as `Architecture.to_json` writes it, parsed.
+        accuracy: share of the validation images, 0 to 1.
+        latency_ms, upper_ms: the table's estimate and its upper bound.
+        measured: of the whole network on the device; only finalists have it.
+        kept: whether a measured one was within the budget.
+    """
+
+    architecture: dict[str, Any]
+    accuracy: float
+    latency_ms: float
+    upper_ms: float
+    measured: Timing | None = None
+    kept: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was checked about the exported model.
+
+    Attributes:
+        images: how many real images went through both JAX and the runtime.
+        agreement: the share of them with the same arg-max, 0 to 1.
+        largest_difference: between the logits of the two, over all images.
+        operators: how many of each ONNX operator the model has.
+        opset: version of the ONNX operator set.
+        predicted_ms, upper_ms: the promise of the latency table, after the correction by the finalists.
+        measured: of the exported file on the device.
+        table_sha256: of the latency table's file.
+        model_sha256: of the model's file.
+    """
+
+    images: int
+    agreement: float
+    largest_difference: float
+    operators: dict[str, int]
+    opset: int
+    predicted_ms: float
+    upper_ms: float
+    measured: Timing
+    table_sha256: str
+    model_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A network in the table of comparison: the winner or a baseline, trained by the same recipe.
+
+    `measured` was taken in the same minutes for all rows.
+    """
+
+    name: str
+    macs: int
+    parameters: int
+    validation_accuracy: float
+    test_accuracy: float
+    measured: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Everything that the report of a run shows.
+
+    Attributes:
+        space, data, device, chip, runtime: names.
+        budget_ms: the promise asked for.
+        binds: whether some architecture of the space needs more than the budget.
+        fastest_ms: the least upper estimate that was found in the space.
+        scored: every architecture that the search scored, best first.
+        finalists: the best few, measured whole.
+        winner: its row of the comparison.
+        proof: of the exported model.
+        baselines: further rows of the comparison; empty without `--baselines`.
+        seconds: wall time of each stage that ran, by name.
+    """
+
+    space: str
+    data: str
+    device: str
+    chip: str
+    runtime: str
+    threads: int
+    batch: int
+    precision: str
+    budget_ms: float
+    binds: bool
+    fastest_ms: float
+    scored: tuple[Candidate, ...]
+    finalists: tuple[Candidate, ...]
+    winner: Compared
+    proof: Proof
+    baselines: tuple[Compared, ...]
+    seconds: dict[str, float]
+
+    def save(self, folder: Path) -> None:
+        write_text(folder / "result.json", json.dumps(asdict(self), indent=1))
+
+
+def load_result(folder: Path) -> RunResult:
+    """The result of a finished run; `HwnasError` if there is none or it is broken."""
+    path = folder / "result.json"
+    if not path.is_file():
+        raise HwnasError(f"{folder} holds no finished run: result.json is missing. Run hwnas search again to finish it.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data["scored"] = tuple(_candidate(row) for row in data["scored"])
+        data["finalists"] = tuple(_candidate(row) for row in data["finalists"])
+        data["winner"] = _compared(data["winner"])
+        data["baselines"] = tuple(_compared(row) for row in data["baselines"])
+        data["proof"] = Proof(**data["proof"] | {"measured": Timing(**data["proof"]["measured"])})
+        return RunResult(**data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise HwnasError(f"{path} is not the result of a run: {error!r}. Remove it and run hwnas search again.") from None
+
+
+def _candidate(row: dict[str, Any]) -> Candidate:
+    return Candidate(**row | {"measured": Timing(**row["measured"]) if row["measured"] else None})
+
+
+def _compared(row: dict[str, Any]) -> Compared:
+    return Compared(**row | {"measured": Timing(**row["measured"])})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise HwnasError(f"{path} could not be written: {error}. Free some space, or give another folder.") from None

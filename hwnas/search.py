@@ -1,0 +1,474 @@
+"""`search`: the most accurate architectures of a space within a budget.
+
+It sees two callables, `accuracy(architecture)` and `latency(architecture)`, and keeps everything in an Optuna study on
+disk: a search that was killed goes on where it stopped, and several processes may search in one study.
+"""
+
+import hashlib
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from hwnas.errors import HwnasError
+from hwnas.evolution import (
+    Code,
+    EvolutionSampler,
+    NothingLeftError,
+    descend,
+    fastest,
+    proposed_code,
+    upper_ms_of,
+    within_budget,
+)
+from hwnas.latency import Prediction
+from hwnas.space import Architecture, SearchSpace
+
+SAMPLERS = ("evolution", "tpe", "nsgaii", "random")
+"""Ours, which proposes only what is new and within the budget, and Optuna's, whose other proposals are not scored."""
+
+PATIENCE = 500
+"""Proposals in a row without a new architecture within the budget after which a search ends."""
+
+BUSY_SECONDS = 60
+"""How long a worker waits for a locked SQLite file."""
+
+TABLE_ATTEMPTS = 20
+"""How often a worker tries to make the tables while others do."""
+
+FOREIGN_STALE = timedelta(days=1)
+"""A trial of another host, whose processes cannot be seen from here, is given up after this time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An architecture within the budget and what is known of it.
+
+    Attributes:
+        accuracy: on the validation split, as `accuracy` gave it.
+        prediction: of the latency table.
+        number: of its trial in the study.
+    """
+
+    architecture: Architecture
+    accuracy: float
+    prediction: Prediction
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a study holds.
+
+    Attributes:
+        scored: every scored architecture, best first.
+        pareto: those that no other beats in both accuracy and predicted latency, fastest first.
+        budget_binds: whether some architecture of the space is over the budget.
+        notes: sentences for the user: a budget that does not bind, a search that ended early.
+    """
+
+    scored: tuple[Scored, ...]
+    pareto: tuple[Scored, ...]
+    budget_binds: bool
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> Scored:
+        """The most accurate; the faster one of equals."""
+        return self.scored[0]
+
+
+def search(
+    space: SearchSpace,
+    accuracy: Callable[[Architecture], float],
+    latency: Callable[[Architecture], Prediction],
+    *,
+    budget_ms: float,
+    device: str,
+    trials: int,
+    storage: str | Path,
+    name: str,
+    sampler: str = "evolution",
+    seed: int = 0,
+    identity: Mapping[str, str] | None = None,
+    on_trial: Callable[[Scored, int], None] | None = None,
+) -> SearchResult:
+    """Scores architectures within the budget until the study holds `trials` of them.
+
+    Run again with the same study it goes on where it stopped, or only reports if nothing is left to do. Several
+    processes may call it with one study at the same time; together they score at most one architecture each too many.
+
+    Args:
+        space: what is searched.
+        accuracy: scores an architecture on the validation split; higher is better. Called once for each at most.
+        latency: predicts an architecture's latency; its upper estimate must be within the budget.
+        budget_ms: the budget in milliseconds.
+        device: what the budget is for, for messages.
+        trials: architectures scored in the study in total, those of earlier runs included.
+        storage: a SQLite file, made if missing, or the URL of a database that Optuna can use.
+        name: of the study.
+        sampler: one of `SAMPLERS`.
+        seed: the same seed and study give the same proposals.
+        identity: what else makes scores comparable, such as the digests of table and supernet.
+        on_trial: called after each scored architecture with it and the number scored in the study so far.
+
+    Raises:
+        HwnasError: a setting out of range, a budget that nothing meets, a study of another search, a broken storage.
+    """
+    check_settings(budget_ms, trials, sampler)
+    slowest_ms = check_budget(space, latency, budget_ms, device)
+    notes: list[str] = []
+    if slowest_ms <= budget_ms:
+        notes.append(
+            f"The budget does not bind: {budget_ms:g} ms is enough for every architecture of {space.name} on {device}; "
+            f"the slowest needs {slowest_ms:.3g} ms (upper estimate)."
+        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with storage_errors(storage):
+        study = open_study(storage, name, make_sampler(sampler, space, latency, budget_ms, seed))
+        check_identity(study, {**space_identity(space), "budget_ms": repr(float(budget_ms)), **(identity or {})})
+        fail_stale_trials(study)
+        worker = _Worker(study, space, accuracy, latency, budget_ms)
+        wasted = 0
+        while (done := len(worker.scored())) < trials:
+            if wasted >= PATIENCE:
+                notes.append(
+                    f"The sampler '{sampler}' found nothing new within {budget_ms:g} ms in {wasted} proposals; the "
+                    f"search ended with {done} of {trials} architectures. Use the sampler 'evolution'."
+                )
+                break
+            try:
+                found = worker.try_one(trials)
+            except NothingLeftError:
+                notes.append(f"Every architecture of {space.name} within {budget_ms:g} ms is scored: {done} in all.")
+                break
+            wasted = 0 if found else wasted + 1
+            if found and on_trial:
+                on_trial(found, len(worker.scored()))
+        return summarise(space, worker.scored(), slowest_ms > budget_ms, notes)
+
+
+def summarise(space: SearchSpace, trials: list[FrozenTrial], budget_binds: bool, notes: list[str]) -> SearchResult:
+    """The result of a study's scored trials; `HwnasError` if there is none."""
+    if not trials:
+        raise HwnasError(" ".join([*notes, "No architecture was scored."]))
+    scored = sorted(
+        (scored_of(space, trial) for trial in trials),
+        key=lambda s: (-s.accuracy, s.prediction.latency_ms, s.number),
+    )
+    return SearchResult(tuple(scored), pareto_set(scored), budget_binds, tuple(notes))
+
+
+def pareto_set(scored: list[Scored]) -> tuple[Scored, ...]:
+    """Those that nothing else beats in accuracy without being slower, fastest first."""
+    pareto: list[Scored] = []
+    for one in sorted(scored, key=lambda s: (s.prediction.latency_ms, -s.accuracy, s.number)):
+        if not pareto or one.accuracy > pareto[-1].accuracy:
+            pareto.append(one)
+    return tuple(pareto)
+
+
+def scored_of(space: SearchSpace, trial: FrozenTrial) -> Scored:
+    """Reads a scored trial back."""
+    code = proposed_code(space, trial.params)
+    assert code is not None
+    prediction = Prediction(trial.user_attrs["latency_ms"], trial.user_attrs["upper_ms"])
+    return Scored(space.decode(code), trial.values[0], prediction, trial.number)
+
+
+# ---- before the search -----------------------------------------------------------------------------------------------
+
+
+def check_settings(budget_ms: float, trials: int, sampler: str) -> None:
+    """Raises `HwnasError` for a setting that makes no sense."""
+    if not (math.isfinite(budget_ms) and budget_ms > 0):
+        raise HwnasError(f"The budget is a number of milliseconds above 0. It is {budget_ms}.")
+    if trials < 1:
+        raise HwnasError(f"At least one architecture must be scored. The number of trials is {trials}.")
+    if sampler not in SAMPLERS:
+        raise HwnasError(f"The sampler is one of {', '.join(SAMPLERS)}. It is '{sampler}'.")
+
+
+def check_budget(
+    space: SearchSpace, latency: Callable[[Architecture], Prediction], budget_ms: float, device: str
+) -> float:
+    """The upper estimate of an architecture over the budget, or of the slowest one if all are within it.
+
+    Raises:
+        HwnasError: nothing is within the budget; the message says what the fastest needs.
+    """
+    upper_ms = upper_ms_of(space, latency)
+    least_ms = upper_ms(fastest(space, upper_ms, budget_ms))
+    if not least_ms <= budget_ms:
+        raise HwnasError(
+            f"The fastest architecture of {space.name} needs {least_ms:.3g} ms (upper estimate) on {device}; the "
+            f"budget is {budget_ms:g} ms. Raise the budget, or take a smaller space."
+        )
+    largest = space.encode(space.largest)
+    if upper_ms(largest) > budget_ms:
+        return upper_ms(largest)
+    return upper_ms(descend(space, lambda code: -upper_ms(code), largest))
+
+
+def make_sampler(
+    name: str, space: SearchSpace, latency: Callable[[Architecture], Prediction], budget_ms: float, seed: int
+) -> BaseSampler:
+    """The sampler of that name; Optuna's read the budget from the constraint that each trial carries."""
+    if name == "evolution":
+        return EvolutionSampler(space, latency, budget_ms, seed=seed)
+    stock = {"tpe": TPESampler, "nsgaii": NSGAIISampler, "random": RandomSampler}
+    return stock[name](seed=seed)
+
+
+# ---- the study -------------------------------------------------------------------------------------------------------
+
+
+def storage_url(storage: str | Path) -> sqlalchemy.URL:
+    """A path as the URL of its SQLite file, a URL as it is, with the PostgreSQL driver that hwnas installs."""
+    if "://" not in str(storage):
+        return sqlalchemy.URL.create("sqlite", database=str(Path(storage).absolute()))
+    try:
+        url = sqlalchemy.make_url(str(storage))
+    except (SQLAlchemyError, ValueError):
+        # the text is not shown: it may hold a password
+        raise HwnasError(
+            "The storage is a file or a URL such as postgresql://user:password@host/database. It is a URL that cannot "
+            "be read; characters such as @ and / in a password are written as %40 and %2F."
+        ) from None
+    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgres", "postgresql") else url
+
+
+def shown(url: sqlalchemy.URL) -> str:
+    """The URL for messages: a file as its path, a database without its password."""
+    return str(url.database) if url.drivername == "sqlite" else url.render_as_string(hide_password=True)
+
+
+@contextmanager
+def storage_errors(storage: str | Path) -> Iterator[None]:
+    """Turns what a broken storage raises into one `HwnasError` that names the storage without its password."""
+    url = storage_url(storage)
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
+        if url.drivername == "sqlite":
+            advice = "If the file is damaged, restore it or move it away; without it the search starts again."
+        else:
+            advice = "Check that the server runs, and the URL's user, password, host and database."
+        raise HwnasError(f"The study's storage {shown(url)} cannot be used: {reason}. {advice}") from error
+
+
+def open_storage(url: sqlalchemy.URL) -> RDBStorage:
+    """Optuna's storage, with tables made if they are missing."""
+    arguments: dict[str, object] = {}
+    if url.drivername == "sqlite":
+        arguments = {"timeout": BUSY_SECONDS}
+    elif url.get_backend_name() == "postgresql":
+        arguments = {"connect_timeout": 10}
+    # Optuna fills {SCHEMA_VERSION} into the URL
+    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    try:
+        if url.drivername == "sqlite" and url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        return RDBStorage(text, engine_kwargs={"connect_args": arguments, "pool_pre_ping": True})
+    except OSError as error:
+        raise HwnasError(f"The study's file {shown(url)} cannot be made: {error.strerror}.") from None
+    except ImportError:
+        raise HwnasError(
+            f"The driver of the study's storage {shown(url)} is missing. For PostgreSQL it comes with: "
+            f"pip install 'hwnas[postgresql]'."
+        ) from None
+    except RuntimeError as error:
+        raise HwnasError(f"The study's storage {shown(url)} was made by another version of Optuna: {error}") from None
+
+
+def open_study(storage: str | Path, name: str, sampler: BaseSampler) -> Study:
+    """The study of that name, made if it is missing."""
+    for attempt in range(TABLE_ATTEMPTS):
+        try:
+            return optuna.create_study(
+                storage=open_storage(storage_url(storage)),
+                study_name=name,
+                sampler=sampler,
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except SQLAlchemyError as error:
+            # workers that start together all make the tables; the later ones find them when they try again
+            made = any(word in str(error).lower() for word in ("already exists", "unique"))
+            if attempt == TABLE_ATTEMPTS - 1 or not made:
+                raise
+    raise AssertionError
+
+
+def space_identity(space: SearchSpace) -> dict[str, str]:
+    """The space's name, and a digest of everything that it is made of."""
+    parts = (space.name, space.input_size, space.classes, space.stem_channels, space.stem_stride, space.max_pool)
+    text = repr((*parts, space.head_channels, sorted(space.choices.items()), space.stages))
+    return {"space": space.name, "space_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def check_identity(study: Study, identity: dict[str, str]) -> None:
+    """Writes what the study's scores depend on into a new study; raises `HwnasError` if an old one has other."""
+    stored: dict[str, str] | None = study.user_attrs.get("identity")
+    if stored is None:
+        study.set_user_attr("identity", identity)
+        return
+    keys = [key for key in {**stored, **identity} if stored.get(key) != identity.get(key)]
+    if keys:
+        differences = "; ".join(f"{key} was {stored.get(key)}, is {identity.get(key)}" for key in keys)
+        raise HwnasError(
+            f"The study '{study.study_name}' belongs to another search: {differences}. Scores of the two do not "
+            f"compare. Give another run folder, or the settings of the first search."
+        )
+
+
+# ---- who runs a trial ------------------------------------------------------------------------------------------------
+
+
+def this_host() -> str:
+    """The name of the host and, on Linux, the process-id namespace, which tells containers apart."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def process_start(pid: int) -> str | None:
+    """Something that tells a process from a later one with the same id; None if no such process runs."""
+    if Path("/proc/self/stat").exists():
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        # fields from the third on: what stands before the last ")" is the command's name, which may hold spaces
+        fields = text.rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "running"
+
+
+def owner() -> list[str | int | None]:
+    """This process, as the trials that it runs carry it."""
+    return [this_host(), os.getpid(), process_start(os.getpid())]
+
+
+def is_stale(trial: FrozenTrial) -> bool:
+    """Whether the process that runs a trial is gone.
+
+    A trial of this host is stale when its process no longer runs; one of another host after `FOREIGN_STALE`. One that
+    does not carry its owner yet holds no architecture and is nobody's hindrance.
+    """
+    if "owner" not in trial.user_attrs:
+        return False
+    host, pid, start = trial.user_attrs["owner"]
+    if host == this_host():
+        return process_start(pid) != start
+    return trial.datetime_start is not None and datetime.now() - trial.datetime_start > FOREIGN_STALE
+
+
+def fail_stale_trials(study: Study) -> None:
+    """Marks the trials of killed processes as failed, so that their architectures may be proposed again."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if is_stale(trial):
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+# ---- one trial -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """What one process needs to score architectures of a study."""
+
+    study: Study
+    space: SearchSpace
+    accuracy: Callable[[Architecture], float]
+    latency: Callable[[Architecture], Prediction]
+    budget_ms: float
+
+    def scored(self) -> list[FrozenTrial]:
+        """The study's scored trials; finished ones over the budget carry no score."""
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [trial for trial in trials if within_budget(trial)]
+
+    def try_one(self, wanted: int) -> Scored | None:
+        """Asks the sampler once; None if what it proposed was not scored. An interrupted trial is marked failed.
+
+        A repeated architecture fails its trial, because every sampler of Optuna leaves failed trials out, whereas a
+        copied score would count double and fill the population with copies. One over the budget finishes with its
+        constraint violated and no score, from which Optuna's samplers learn where the budget ends.
+        """
+        trial = self.study.ask()
+        try:
+            trial.set_user_attr("owner", owner())
+            return self.run(trial, wanted)
+        finally:
+            # whatever ended it; a trial that was told stays as it is
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+
+    def run(self, trial: Trial, wanted: int) -> Scored | None:
+        code = self.claim(trial)
+        holders = [t.number for t in self.holders(code) if t.number != trial.number]
+        if holders:
+            trial.set_user_attr("repeats", min(holders))
+            return None
+        architecture = self.space.decode(code)
+        prediction = self.latency(architecture)
+        trial.set_user_attr("latency_ms", prediction.latency_ms)
+        trial.set_user_attr("upper_ms", prediction.upper_ms)
+        trial.set_constraint("upper_ms_over_budget", prediction.upper_ms - self.budget_ms)
+        if not prediction.upper_ms <= self.budget_ms:
+            self.study.tell(trial, -math.inf)
+            return None
+        if len(self.scored()) >= wanted:
+            return None
+        started = time.monotonic()
+        value = float(self.accuracy(architecture))
+        if not math.isfinite(value):
+            raise HwnasError(
+                f"An accuracy is a finite number. Trial {trial.number} got {value}: the supernet's weights are broken. "
+                f"Train it again."
+            )
+        trial.set_user_attr("scoring_seconds", round(time.monotonic() - started, 3))
+        told = self.study.tell(trial, value, skip_if_finished=True)
+        return Scored(architecture, value, prediction, trial.number) if told.state == TrialState.COMPLETE else None
+
+    def claim(self, trial: Trial) -> Code:
+        """Has the sampler propose, writes the proposal into the study, and returns it in canonical form."""
+        for place, radix in zip(self.space.places, self.space.radices, strict=True):
+            if radix > 1:
+                trial.suggest_int(place, 0, radix - 1)
+        code = proposed_code(self.space, trial.params)
+        assert code is not None
+        return code
+
+    def holders(self, code: Code) -> list[FrozenTrial]:
+        """The running and finished trials with this architecture.
+
+        Read after the own claim is written, so of two workers that claim the same at least one sees the other. Each
+        that sees another gives up: both may, and then nothing is lost but a proposal.
+        """
+        states = (TrialState.RUNNING, TrialState.COMPLETE)
+        trials = self.study.get_trials(deepcopy=False, states=states)
+        return [trial for trial in trials if proposed_code(self.space, trial.params) == code]

@@ -1,0 +1,310 @@
+"""One training loop, for the supernet and for a single network, and the scoring of what it trained.
+
+Batch norms carry no running averages. In training each batch is normalised by itself; before anything is scored, the
+statistics of just that architecture are estimated anew and exactly, over a fixed set of training images.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from hwnas.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from hwnas.data import DataSet, Split, TrainSplit, augment, normalize
+from hwnas.errors import HwnasError
+from hwnas.jax_network import FixedNetwork
+from hwnas.space import SearchSpace
+from hwnas.supernet import Statistics, Supernet
+
+Model = TypeVar("Model", Supernet, FixedNetwork)
+
+PathSampler = Callable[[int], np.ndarray]
+"""The encodings that a step trains, `[P, places]`, by the number of the step."""
+
+CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train: SGD with Nesterov momentum 0.9, a linear warm-up, then a cosine to zero.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step.
+        learning_rate: the highest one.
+        weight_decay: on kernels only, as in the ShuffleNet papers.
+        label_smoothing: as in the released ShuffleNet V2 code.
+        warm_up: the share of the steps in which the learning rate rises.
+    """
+
+    epochs: int
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    warm_up: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a finished step tells."""
+
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+
+
+def no_progress(progress: Progress) -> None:
+    """The listener that does nothing."""
+
+
+# ---- paths -------------------------------------------------------------------------------------------------------
+
+
+def single_path(step: int) -> np.ndarray:
+    """For a single network: one path without any choice."""
+    return np.zeros((1, 0), np.int32)
+
+
+def sandwich(space: SearchSpace, seed: int, random_paths: int = 1) -> PathSampler:
+    """The sandwich rule: each step trains the largest, the smallest and some uniformly drawn architectures.
+
+    Sources: universally slimmable networks (arXiv 1903.05134, section 3.2); uniform single paths as in SPOS (arXiv
+    1904.00420, section 3.2).
+    """
+    ends = [space.encode(space.largest), space.encode(space.smallest)]
+
+    def paths(step: int) -> np.ndarray:
+        rng = Random(f"{seed}/{step}")
+        return np.array(ends + [space.encode(space.sample(rng)) for _ in range(random_paths)], np.int32)
+
+    return paths
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def run(model: Supernet | FixedNetwork, images: Any, code: Any, statistics: Statistics | None = None) -> Any:
+    """Calls either kind of network; a single one has no use for the code."""
+    if isinstance(model, Supernet):
+        return model(images, code, statistics)
+    return model(images, statistics)
+
+
+def train(
+    model: Model,
+    data: DataSet,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    paths: PathSampler = single_path,
+    seed: int = 0,
+    on_step: Callable[[Progress], None] = no_progress,
+) -> Model:
+    """Trains a network on the training split, from where the newest checkpoint in `folder` left off.
+
+    The same seed, recipe and data give the same weights on the same machine, with or without a kill in between: batches,
+    paths and augmentation follow from the seed and the number of the step.
+
+    Args:
+        model: where to start; it is not changed.
+        data: only the training split is read.
+        recipe: how.
+        folder: receives the checkpoints, one every half minute and one at the end.
+        paths: what each step trains; the gradients of its paths are averaged.
+        seed: of batches and augmentation.
+        on_step: is told of every step.
+
+    Raises:
+        HwnasError: the loss is no longer a number, a checkpoint is damaged, the disk is full.
+    """
+    per_epoch = len(data.train) // recipe.batch_size
+    if per_epoch == 0:
+        raise HwnasError(
+            f"A batch of {recipe.batch_size} images is larger than the training split of {data.name}, "
+            f"{len(data.train)} images. Give a smaller --batch-size."
+        )
+    steps = recipe.epochs * per_epoch
+    graph, weights = nnx.split(model, nnx.Param)
+    optimizer = _optimizer(recipe, steps)
+    state = (weights, optimizer.init(weights))
+    done = 0
+    if found := newest_checkpoint(folder):
+        done, state = found[0], jax.tree.map(jnp.asarray, load_checkpoint(found[1], state))
+    if done < steps:
+        step_function = training_step(graph, optimizer, recipe, data)
+        state = _loop(step_function, state, done, steps, per_epoch, data.train, recipe, folder, paths, seed, on_step)
+    return nnx.merge(graph, state[0])
+
+
+def _loop(
+    step_function: Callable[..., Any],
+    state: Any,
+    done: int,
+    steps: int,
+    per_epoch: int,
+    split: TrainSplit,
+    recipe: Recipe,
+    folder: Path,
+    paths: PathSampler,
+    seed: int,
+    on_step: Callable[[Progress], None],
+) -> Any:
+    key = jax.random.key(seed)
+    started = saved = time.monotonic()
+    first, step = done, done
+    for epoch in range(done // per_epoch, recipe.epochs):
+        begin = step - epoch * per_epoch
+        for batch in split.batches(recipe.batch_size, seed=seed, epoch=epoch, start_batch=begin):
+            codes = paths(step)
+            *state, loss = step_function(*state, jax.random.fold_in(key, step), batch.images, batch.labels, codes)
+            step, loss, now = step + 1, float(loss), time.monotonic()
+            if not np.isfinite(loss):
+                raise HwnasError(
+                    f"Training diverged: the loss of step {step} is {loss}. The last good weights are the newest "
+                    f"checkpoint in {folder}. Give a lower --learning-rate and another folder."
+                )
+            if step == first + 1:
+                started = now  # the first step of a process compiles
+            pace = (step - first - 1) / (now - started) if step > first + 1 else 0.0
+            left = (steps - step) / pace if pace else float("nan")
+            on_step(Progress(step, steps, loss, pace * recipe.batch_size, left))
+            if step == steps or now - saved > CHECKPOINT_SECONDS:
+                save_checkpoint(folder, step, tuple(state))
+                saved = now
+    return state
+
+
+def _optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, recipe.learning_rate, max(1, round(recipe.warm_up * steps)), max(2, steps)
+    )
+    decays = lambda weights: jax.tree.map(lambda leaf: leaf.ndim >= 2, weights)  # noqa: E731
+    return optax.chain(
+        optax.clip_by_global_norm(5.0),
+        optax.add_decayed_weights(recipe.weight_decay, mask=decays),
+        optax.sgd(rate, momentum=0.9, nesterov=True),
+    )
+
+
+def training_step(graph: Any, optimizer: optax.GradientTransformation, recipe: Recipe, data: DataSet) -> Any:
+    """The compiled step `(weights, moments, key, images, labels, codes) -> (weights, moments, loss)`.
+
+    It compiles once: the codes are an array, and the paths of a step are looped over.
+    """
+
+    def loss(weights, images, labels, code):
+        logits, _ = run(nnx.merge(graph, weights), images, code)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean()
+
+    def step(weights, moments, key, images, labels, codes):
+        images = augment(key, images, flip=data.flip, mean=data.mean, std=data.std)
+
+        def one_path(total, code):
+            value, gradient = jax.value_and_grad(loss)(weights, images, labels, code)
+            return jax.tree.map(jnp.add, total, gradient), value
+
+        gradient, losses = jax.lax.scan(one_path, jax.tree.map(jnp.zeros_like, weights), codes)
+        gradient = jax.tree.map(lambda leaf: leaf / codes.shape[0], gradient)
+        updates, moments = optimizer.update(gradient, moments, weights)
+        return optax.apply_updates(weights, updates), moments, losses.mean()
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+# ---- scoring -----------------------------------------------------------------------------------------------------
+
+
+class Scorer:
+    """Scores architectures of one trained network on one split; compiled once for all of them.
+
+    Args:
+        model: the trained network.
+        data: the training images for the statistics are taken from here.
+        split: what to score on. The search gives the validation split.
+        calibration_images: how many training images the statistics are estimated over.
+        batch_size: images at a time.
+    """
+
+    def __init__(
+        self,
+        model: Supernet | FixedNetwork,
+        data: DataSet,
+        split: Split,
+        *,
+        calibration_images: int = 256,
+        batch_size: int = 64,
+    ) -> None:
+        graph, self.weights = nnx.split(model, nnx.Param)
+        self.data, self.split, self.batch_size = data, split, batch_size
+        self.calibration_batches = max(1, min(calibration_images, len(data.train)) // batch_size)
+
+        def normal(images):
+            return normalize(images, data.mean, data.std)
+
+        def statistics(weights, images, code):
+            return run(nnx.merge(graph, weights), normal(images), code)[1]
+
+        def correct(weights, statistics, images, labels, code):
+            logits, _ = run(nnx.merge(graph, weights), normal(images), code, statistics)
+            return jnp.sum((logits.argmax(-1) == labels) & (labels >= 0))
+
+        self.batch_statistics, self.correct = jax.jit(statistics), jax.jit(correct)
+
+    def statistics(self, code: Iterable[int] = ()) -> Statistics:
+        """Means and variances of every batch norm for one architecture, cumulative over the calibration images."""
+        code = jnp.asarray(tuple(code), jnp.int32)
+        total: Statistics = None
+        for count in range(self.calibration_batches):
+            batch = self.batch_statistics(self.weights, self._calibration(count), code)
+            total = batch if total is None else _merge_statistics(total, batch, float(count))
+        return total
+
+    def accuracy(self, code: Iterable[int] = ()) -> float:
+        """The share of the split's images that one architecture classifies rightly, its statistics estimated first."""
+        code = tuple(code)
+        statistics, traced = self.statistics(code), jnp.asarray(code, jnp.int32)
+        correct = sum(
+            int(self.correct(self.weights, statistics, images, labels, traced)) for images, labels in self._batches()
+        )
+        return correct / len(self.split)
+
+    def _calibration(self, index: int) -> Any:
+        """The images of one batch, always the same: those that open the training split's order of seed 0."""
+        if not hasattr(self, "_calibration_images"):
+            batches = self.data.train.batches(min(self.batch_size, len(self.data.train)), seed=0, epoch=0)
+            chosen = [jnp.asarray(next(batches).images) for _ in range(self.calibration_batches)]
+            self._calibration_images = chosen
+        return self._calibration_images[index]
+
+    def _batches(self) -> Iterable[tuple[Any, Any]]:
+        """The split in order; the last batch is filled up with images that carry the label -1."""
+        for batch in self.split.batches(self.batch_size, seed=None):
+            missing = self.batch_size - len(batch.labels)
+            images = np.pad(batch.images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            yield images, np.pad(batch.labels, (0, missing), constant_values=-1)
+
+
+@jax.jit
+def _merge_statistics(total: Statistics, batch: Statistics, count: float) -> Statistics:
+    """Joins the statistics of `count` batches with those of one more of the same size (Chan et al. 1979)."""
+
+    def merge(old, new):
+        difference = new[0] - old[0]
+        mean = old[0] + difference / (count + 1)
+        variance = (count * old[1] + new[1]) / (count + 1) + difference**2 * count / (count + 1) ** 2
+        return mean, variance
+
+    is_pair = lambda node: isinstance(node, tuple)  # noqa: E731
+    return jax.tree.map(merge, total, batch, is_leaf=is_pair)

@@ -1,0 +1,240 @@
+"""Latency tables: arithmetic, prediction, files, and what is refused."""
+
+import json
+import random
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, kendall_tau
+from hwnas.errors import HwnasError
+from hwnas.latency import Conditions, Entry, LatencyTable, load_table, table_path
+from hwnas.network import macs, unit_key
+from hwnas.places import label, network_at, places_of, places_of_architecture
+from hwnas.space import lower
+from hwnas.space_toml import load_space, parse_space
+
+CONDITIONS = Conditions("cpu", "Chip 1", 2, "ONNX Runtime CPU", "1.30", 1, 1, "fp32", "performance", "Linux 6 x86_64")
+
+SMALL_SPACE = """
+name = "small"
+input_size = 16
+classes = 4
+stem = { channels = 8, stride = 1, max_pool = false }
+head = { channels = 16 }
+[unit]
+split_ratio = ["1/2"]
+kernel = [3]
+squeeze_excite = [false, true]
+residual = [false, true]
+groups = [1]
+extra_depthwise = [false]
+[[stage]]
+depth = [1, 2]
+width = [16]
+[[stage]]
+depth = [1, 3]
+width = [16, 24]
+"""
+
+
+def every_architecture(space):
+    """The canonical encodings of a whole space, without `places_of`."""
+    return {space.canonical(code) for code in product(*(range(radix) for radix in space.radices))}
+
+
+def small_table(space, **changes):
+    """A made-up table that covers a space: milliseconds as the MACs of each unit."""
+    entries = {}
+    for place in places_of(space):
+        network = network_at(space, [place])
+        cost = macs(network) / 1e6 + 0.001
+        key = unit_key(network.units[0])
+        entries[key] = Entry(key, label(space, place), Measurement((cost * 1.5, cost)))
+    networks = (
+        WholeNetwork((0, 1), 1.0, Measurement((1.1, 1.2)), Measurement((1.2,)), held_out=False),
+        WholeNetwork((1, 1), 2.0, Measurement((2.1,)), Measurement(()), held_out=True),
+    )
+    table = LatencyTable(
+        CONDITIONS, space.name, "2030-01-01T10:00:00+00:00", "2030-01-01T10:01:00+00:00", entries,
+        Calibration(0.05, 1.1, 0.2, networks),
+    )  # fmt: skip
+    return replace(table, **changes)
+
+
+@pytest.fixture
+def space():
+    return parse_space(SMALL_SPACE)
+
+
+def test_every_unit_of_every_network_of_a_small_space_is_enumerated_and_no_other(space):
+    codes = every_architecture(space)
+    assert len(codes) == space.size
+    covered = [unit_key(network_at(space, [place]).units[0]) for place in places_of(space)]
+    needed = {unit_key(unit) for code in codes for unit in lower(space, space.decode(code)).units}
+    assert len(set(covered)) == len(covered)
+    assert set(covered) == needed
+
+
+@pytest.mark.parametrize("name", ["shufflenet-tiny", "shufflenet-224"])
+def test_thousands_of_random_architectures_hold_only_enumerated_places(name):
+    space = load_space(name)
+    places = set(places_of(space))
+    rng = random.Random(0)
+    for _ in range(2000):
+        assert places.issuperset(places_of_architecture(space, space.sample(rng)))
+
+
+@pytest.mark.parametrize("name", ["shufflenet-tiny", "shufflenet-224"])
+def test_the_units_of_a_lowered_network_are_those_of_its_places(name):
+    space = load_space(name)
+    rng = random.Random(0)
+    for architecture in [space.smallest, space.largest, *(space.sample(rng) for _ in range(20))]:
+        expected = [unit_key(network_at(space, [p]).units[0]) for p in places_of_architecture(space, architecture)]
+        assert [unit_key(unit) for unit in lower(space, architecture).units] == expected
+
+
+def test_a_measurement_is_summarised_by_median_minimum_and_half_the_quartile_range():
+    measurement = Measurement((1.0, 5.0, 2.0, 3.0, 4.0))
+    assert (measurement.median_ms, measurement.minimum_ms, measurement.spread_ms) == (3.0, 1.0, 1.0)
+    assert Measurement((2.0,)).spread_ms == 0
+
+
+def test_the_line_is_found_though_one_timing_was_disturbed():
+    rng = np.random.default_rng(0)
+    sums = np.linspace(0.1, 2, 20)
+    measured = (0.03 + 1.2 * sums) * (1 + 0.005 * rng.standard_normal(20))
+    measured[7] *= 3
+    fitted = [
+        WholeNetwork((), s, Measurement((m,)), Measurement(()), False) for s, m in zip(sums, measured, strict=True)
+    ]
+    held_out = [WholeNetwork((), s, Measurement(((0.03 + 1.2 * s) * (1 + e),)), Measurement(()), True)
+                for s, e in zip(np.linspace(0.2, 1.9, 20), np.linspace(-0.1, 0.09, 20), strict=True)]  # fmt: skip
+    calibration = calibrate([*fitted, *held_out])
+    assert calibration.slope == pytest.approx(1.2, rel=0.02)
+    assert calibration.intercept_ms == pytest.approx(0.03, abs=0.005)
+    assert calibration.upper_ratio == pytest.approx(0.09, abs=0.01)  # the greatest of 20 errors
+
+
+def test_kendall_tau_counts_concordant_less_discordant_pairs():
+    assert kendall_tau([1, 2, 3, 4], [10, 20, 30, 40]) == 1
+    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1
+    assert kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(4 / 6)
+
+
+def test_a_prediction_is_the_line_through_the_sum_and_its_bound(space):
+    table = small_table(space)
+    network = lower(space, space.largest)
+    total = sum(table.entries[unit_key(unit)].latency_ms for unit in network.units)
+    prediction = table.predict(network)
+    assert prediction.latency_ms == pytest.approx(0.05 + 1.1 * total)
+    assert prediction.upper_ms == pytest.approx(1.2 * prediction.latency_ms)
+
+
+def test_the_fast_predictor_agrees_with_predict(space):
+    table, rng = small_table(space), random.Random(1)
+    fast = table.predictor(space)
+    for _ in range(50):
+        architecture = space.sample(rng)
+        slow = table.predict(lower(space, architecture))
+        assert fast(architecture).latency_ms == pytest.approx(slow.latency_ms, rel=1e-12)
+        assert fast(architecture).upper_ms == pytest.approx(slow.upper_ms, rel=1e-12)
+
+
+def test_a_missing_unit_is_named_with_the_command_that_measures_it(space):
+    table = small_table(space)
+    network = lower(space, space.largest)
+    gone = {unit_key(network.units[0]), unit_key(network.units[1])}
+    poorer = replace(table, entries={key: entry for key, entry in table.entries.items() if key not in gone})
+    with pytest.raises(HwnasError, match=r"no entry for stem, stage2\.1 .*hwnas profile --device cpu --space small"):
+        poorer.predict(network)
+
+
+def test_measured_finalists_scale_the_estimate_and_keep_the_bound_above_them(space):
+    table = small_table(space)
+    networks = [lower(space, architecture) for architecture in (space.smallest, space.largest)]
+    pairs = [(network, Measurement((table.predict(network).latency_ms * 1.5,))) for network in networks]
+    corrected = table.corrected(pairs)
+    for network, measured in pairs:
+        assert corrected.predict(network).latency_ms == pytest.approx(measured.median_ms)
+        assert corrected.predict(network).upper_ms >= measured.median_ms
+    assert table.corrected([]) == table
+
+
+def test_a_table_comes_back_from_its_file_unchanged_and_one_entry_a_line(space, tmp_path):
+    table = small_table(space)
+    path = table_path(tmp_path, space.name, CONDITIONS)
+    table.save(path)
+    assert path == tmp_path / "cpu" / "small-fp32-t1-b1.json"
+    assert load_table(path) == table
+    assert load_table(path).digest == table.digest
+    assert list(path.parent.iterdir()) == [path]
+    lines = [line for line in path.read_text().splitlines() if '"key"' in line]
+    assert len(lines) == len(table.entries)
+
+
+def broken(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.update(format="something else"),
+        lambda data: data.pop("space"),
+        lambda data: data.update(started="yesterday"),
+        lambda data: data["conditions"].pop("chip"),
+        lambda data: data["conditions"].update(colour="red"),
+        lambda data: data["conditions"].update(threads="1"),
+        lambda data: data["calibration"].update(slope=float("nan")),
+        lambda data: data["calibration"].update(networks=3),
+        lambda data: data["calibration"]["networks"][0].update(measured_ms=[]),
+        lambda data: data["entries"][0].update(samples_ms=[]),
+        lambda data: data["entries"][0].update(samples_ms=[0.1, -0.2]),
+        lambda data: data["entries"][0].update(samples_ms=["0.1"]),
+        lambda data: data["entries"][0].update(key=5),
+        lambda data: data.update(entries=None),
+    ],
+)
+def test_a_table_with_a_wrong_field_is_refused_with_its_name(space, tmp_path, change):
+    path = tmp_path / "table.json"
+    small_table(space).save(path)
+    path.write_text(broken(path, change))
+    with pytest.raises(HwnasError, match=r"table\.json is not a whole latency table.*Delete"):
+        load_table(path)
+
+
+def test_a_truncated_table_is_refused_with_its_name_wherever_it_ends(space, tmp_path):
+    path = tmp_path / "table.json"
+    small_table(space).save(path)
+    text = path.read_text().rstrip()
+    for length in range(0, len(text), 97):
+        path.write_text(text[:length])
+        with pytest.raises(HwnasError, match=r"table\.json is not a whole latency table"):
+            load_table(path)
+
+
+def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path):
+    with pytest.raises(HwnasError, match=r"none\.json cannot be read"):
+        load_table(tmp_path / "none.json")
+    (tmp_path / "image.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(HwnasError, match=r"image\.json cannot be read"):
+        load_table(tmp_path / "image.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("chip", "Chip 2"), ("runtime_version", "1.31"), ("threads", 4), ("device", "board")]
+)
+def test_the_table_of_another_device_is_refused_naming_the_field_and_both_values(space, field, value):
+    table = small_table(space)
+    with pytest.raises(HwnasError, match="hwnas profile --device") as caught:
+        table.check_device(replace(CONDITIONS, **{field: value}))
+    assert f"{field}: the table has {getattr(CONDITIONS, field)!r}, here it is {value!r}" in str(caught.value)
+
+
+def test_a_newer_kernel_or_another_load_is_the_same_device(space):
+    small_table(space).check_device(replace(CONDITIONS, system="Linux 7", load_average=3.0, governor="powersave"))

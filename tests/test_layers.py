@@ -1,0 +1,169 @@
+"""Contract: imports go downward only, and light modules stay light.
+
+`FLOORS` is the table of rooms. A module imports modules of lower floors; within a floor only the pairs of `SAME_FLOOR`.
+Imports inside functions count: they keep start-up quick, they do not change who knows whom.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hwnas"
+
+FLOORS = {
+    "errors": 0,
+    "network": 0,
+    "units": 1,
+    "reference": 2,
+    "space": 2,
+    "space_toml": 2,
+    "calibration": 3,
+    "checkpoints": 3,
+    "jax_layers": 3,
+    "jax_network": 3,
+    "latency": 3,
+    "onnx_model": 3,
+    "places": 3,
+    "supernet": 3,
+    "data": 4,
+    "datasets": 4,
+    "devices": 4,
+    "image_sources": 4,
+    "images": 4,
+    "journal": 4,
+    "measure": 4,
+    "runs": 4,
+    "training": 4,
+    "evolution": 5,
+    "export": 5,
+    "profiling": 5,
+    "search": 5,
+    "pipeline": 6,
+    "report": 6,
+    "cli": 7,
+    "__init__": 8,  # the package's face: it may show anything, and nothing inside imports from it
+}
+
+SAME_FLOOR = {
+    "network": {"errors"},
+    "space_toml": {"space"},
+    "jax_network": {"jax_layers"},
+    "supernet": {"jax_layers"},
+    "latency": {"calibration", "places"},
+    "datasets": {"images"},
+    "image_sources": {"images"},
+    "data": {"datasets", "image_sources", "images"},
+    "training": {"data"},
+    "search": {"evolution"},
+}
+
+HEAVY = {"jax", "flax", "optax", "orbax", "grain", "onnxruntime", "optuna", "matplotlib", "sklearn", "pyarrow", "PIL"}
+
+
+def module_of(path: Path) -> str:
+    """The room of a file: `space` for hwnas/space.py, `reference` for all of hwnas/reference/."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_names(source: str) -> set[str]:
+    """Every dotted name that a source imports, at any depth; `from a import b` counts as `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_rooms(source: str) -> set[str]:
+    """The rooms of hwnas that a source imports; `__init__` for names of the package itself."""
+    rooms = set()
+    for name in imported_names(source):
+        first, _, rest = name.partition(".")
+        if first == "hwnas":
+            room = rest.split(".")[0]
+            rooms.add(room if room in FLOORS or room in ROOMS else "__init__")
+    return rooms
+
+
+def libraries(source: str) -> set[str]:
+    """The top-level packages that a source imports, hwnas itself among them."""
+    return {name.split(".")[0] for name in imported_names(source)}
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS: dict[str, list[str]] = {}
+for file in FILES:
+    ROOMS.setdefault(module_of(file), []).append(file.read_text(encoding="utf-8"))
+
+
+def reached(room: str) -> set[str]:
+    """The room itself and all rooms that it imports, directly or through others."""
+    found, waiting = {room}, [room]
+    while waiting:
+        new = {other for source in ROOMS[waiting.pop()] for other in imported_rooms(source)} - found
+        found |= new
+        waiting += new
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_module_imports_only_from_below(room: str):
+    assert room in FLOORS, f"hwnas.{room} has no floor: give it one in FLOORS of {Path(__file__).name}"
+    beside = SAME_FLOOR.get(room, set()) | {room}
+    for other in set().union(*map(imported_rooms, ROOMS[room])):
+        assert other in FLOORS, f"hwnas.{other} has no floor: give it one in FLOORS of {Path(__file__).name}"
+        assert FLOORS[other] < FLOORS[room] or other in beside, (
+            f"hwnas.{room} (floor {FLOORS[room]}) imports hwnas.{other} (floor {FLOORS[other]}): imports go downward"
+        )
+
+
+def test_neighbours_of_one_floor_do_not_import_in_a_circle():
+    def walk(room: str, way: tuple[str, ...]) -> None:
+        assert room not in way, f"a circle: {' -> '.join((*way, room))}"
+        for other in SAME_FLOOR.get(room, ()):
+            assert FLOORS[other] == FLOORS[room], f"{room} and {other} are not of one floor"
+            walk(other, (*way, room))
+
+    for room in SAME_FLOOR:
+        walk(room, ())
+
+
+def test_imports_inside_functions_and_of_every_form_are_seen():
+    source = """
+import numpy as np, hwnas.space
+from hwnas import network, __version__
+def late():
+    if np:
+        from hwnas.reference.resnet import resnet50
+        import jax.numpy
+"""
+    assert imported_rooms(source) == {"space", "network", "__init__", "reference"}
+    assert libraries(source) == {"numpy", "hwnas", "jax"}
+
+
+def test_what_runs_on_a_board_needs_numpy_and_onnxruntime_and_nothing_of_ours():
+    (source,) = ROOMS["measure"]
+    assert libraries(source) - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if FLOORS.get(room, 9) <= 2 or room in ("latency", "search")])
+def test_what_plans_and_searches_reaches_no_framework(room: str):
+    frameworks = {"jax", "flax", "optax", "orbax", "grain", "onnx", "onnxruntime"}
+    for other in reached(room):
+        found = set().union(*map(libraries, ROOMS[other])) & frameworks
+        assert not found, f"hwnas.{room} reaches {', '.join(found)} through hwnas.{other}"
+
+
+@pytest.mark.parametrize(
+    "name", ["hwnas", *(f"hwnas.{room}" for room in ("space_toml", "reference", "cli") if room in ROOMS)]
+)
+def test_importing_loads_no_heavy_library(name: str):
+    code = f"import sys, {name}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""

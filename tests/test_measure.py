@@ -1,0 +1,136 @@
+"""`measure.py` as a program of its own, and the device that talks to it; everything runs for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hwnas import measure
+from hwnas.devices import DeviceError, Timing, device
+from hwnas.errors import HwnasError
+from hwnas.network import NetworkBuilder
+from hwnas.onnx_model import random_weights, to_onnx
+
+QUICK = Timing(rounds=3, sample_ms=0.05, warm_up_runs=1, timeout_s=60)
+
+
+def model(channels=8, side=8):
+    b = NetworkBuilder("test", (3, side, side))
+    with b.unit("stem"):
+        x = b.conv_bn(b.input, channels, kernel=3, activation="relu")
+    network = b.build(x)
+    return to_onnx(network, random_weights(network, 0)).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    with device("cpu") as opened:
+        yield opened
+
+
+def request(paths, **changes):
+    settings = {"threads": 1, "rounds": 2, "sample_ms": 0.05, "warm_up_runs": 1, "seed": 0}
+    return json.dumps({"models": [str(path) for path in paths]} | settings | changes)
+
+
+def test_measure_py_copied_to_an_empty_folder_answers_requests_line_by_line(tmp_path):
+    (tmp_path / "measure.py").write_text(Path(measure.__file__).read_text())
+    (tmp_path / "good.onnx").write_bytes(model())
+    (tmp_path / "broken.onnx").write_bytes(model()[:100])
+    lines = [
+        '{"conditions": true}',
+        request(["good.onnx", "broken.onnx", "missing.onnx"]),
+        request(["good.onnx"], threads=1000),
+        "this is not JSON",
+        request(["good.onnx"], rounds=4),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.run(
+        [sys.executable, "-I", "measure.py"],
+        cwd=tmp_path, env=environment, input="\n".join(lines), capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    answers = [json.loads(line) for line in process.stdout.splitlines()]
+    assert set(answers[0]["conditions"]) >= {"chip", "cores", "runtime", "runtime_version", "governor", "load_average"}
+    assert answers[1]["model"] == 1
+    assert "InvalidProtobuf" in answers[1]["error"]
+    assert answers[2]["model"] == 2
+    assert "missing.onnx" in answers[2]["error"]
+    assert answers[3]["model"] == 0
+    assert len(answers[3]["samples_ms"]) == 2
+    assert answers[4] == {"done": 1}
+    assert "1000 threads were asked for" in answers[5]["error"]
+    assert "JSONDecodeError" in answers[6]["error"]
+    assert len(answers[7]["samples_ms"]) == 4
+    assert answers[8] == {"done": 1}
+
+
+def test_a_sample_is_the_mean_of_enough_runs_and_is_taken_again_when_disturbed(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(model())
+    timed = measure.TimedModel(str(tmp_path / "model.onnx"), 1, 0.05, 1, 0)
+    clock = iter(range(0, 10**12, 6_000_000))  # each look at the clock is 6 ms after the last
+    switches = iter([0, 1, 1, 1])  # the first try was disturbed, the second was not
+    monkeypatch.setattr(measure.time, "perf_counter_ns", lambda: next(clock))
+    monkeypatch.setattr(measure, "forced_switches", lambda: next(switches))
+    timed.runs = 3
+    assert timed.sample_ms() == 2.0
+    assert next(switches, None) is None
+    assert next(clock) == 4 * 6_000_000
+
+
+def test_a_group_gives_every_round_of_every_model_and_larger_models_take_longer(cpu):
+    results = dict(cpu.measure([model(8, 8), model(64, 64)], QUICK))
+    assert sorted(results) == [0, 1]
+    assert all(len(measurement.samples_ms) == 3 for measurement in results.values())
+    assert results[1].minimum_ms > 5 * results[0].minimum_ms > 0
+
+
+def test_conditions_say_what_was_measured_on_what(cpu):
+    found = cpu.conditions(threads=1, batch=2)
+    assert (found.device, found.batch, found.precision, found.origin) == ("cpu", 2, "fp32", "measured")
+    assert found.cores == measure.cores()
+    assert found.chip
+    assert found.runtime_version
+
+
+def test_settings_that_the_device_cannot_meet_are_refused(cpu):
+    with pytest.raises(HwnasError, match="1000 threads cannot be timed on cpu"):
+        cpu.conditions(threads=1000)
+    with pytest.raises(HwnasError, match="'fp16'"):
+        cpu.conditions(precision="fp16")
+    with pytest.raises(HwnasError, match="at least one image"):
+        cpu.conditions(batch=0)
+    with pytest.raises(HwnasError, match=r"no device 'gpu'.*cpu"):
+        device("gpu")
+
+
+def test_a_model_that_is_not_there_is_named_after_the_others_were_timed(cpu, tmp_path):
+    results = []
+    with pytest.raises(DeviceError, match=r"1 of 2 models .*missing\.onnx"):
+        results.extend(cpu.measure([tmp_path / "missing.onnx", model()], QUICK))
+    assert [index for index, _ in results] == [1]
+    assert len(dict(cpu.measure([model()], QUICK))) == 1
+
+
+def test_a_killed_child_is_reported_and_the_next_request_starts_another(cpu):
+    running = cpu.measure([model(64, 64)], Timing(rounds=100_000))
+    os.kill(cpu.process_id, signal.SIGKILL)
+    with pytest.raises(DeviceError, match="measuring process of cpu has died"):
+        dict(running)
+    assert len(dict(cpu.measure([model()], QUICK))) == 1
+
+
+def test_a_child_that_hangs_is_ended_and_reported(cpu):
+    cpu.conditions()
+    os.kill(cpu.process_id, signal.SIGSTOP)
+    with pytest.raises(DeviceError, match=r"has not answered for 0\.2 s"):
+        dict(cpu.measure([model()], Timing(timeout_s=0.2)))
+    assert cpu.conditions().device == "cpu"
+
+
+def test_a_group_that_nobody_waited_for_does_not_answer_the_next_one(cpu):
+    cpu.measure([model(), model(), model()], QUICK)
+    assert len(dict(cpu.measure([model()], QUICK))) == 1

@@ -1,0 +1,200 @@
+"""Profiles of a made-up space on the real processor, one of them killed on the way."""
+
+import json
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+
+from hwnas import profiling
+from hwnas.devices import device
+from hwnas.errors import HwnasError
+from hwnas.journal import Journal
+from hwnas.latency import load_table, parse_entry
+from hwnas.network import unit_key
+from hwnas.places import network_at, places_of, places_of_architecture
+from hwnas.profiling import chain_of, host_of, profile, spread
+from hwnas.space import lower
+from hwnas.space_toml import load_space, parse_space
+
+SPACE = """
+name = "made-up"
+input_size = 16
+classes = 4
+stem = { channels = 16, stride = 1, max_pool = false }
+head = { channels = 32 }
+[unit]
+split_ratio = ["1/2"]
+kernel = [3, 5]
+squeeze_excite = [false]
+residual = [false, true]
+groups = [1]
+extra_depthwise = [false]
+[[stage]]
+depth = [1, 2]
+width = [32]
+[[stage]]
+depth = [1, 4]
+width = [64, 128]
+"""
+
+KILLED = """
+import sys
+from pathlib import Path
+from hwnas.devices import device
+from hwnas.profiling import profile
+from hwnas.space_toml import parse_space
+
+with device("cpu") as cpu:
+    profile(
+        parse_space(Path(sys.argv[1]).read_text()), cpu, folder=Path(sys.argv[2]),
+        on_progress=lambda done, total, what: print(done, flush=True),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def space():
+    return parse_space(SPACE)
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    with device("cpu") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def finished(space, cpu, tmp_path_factory):
+    """A whole profile: the table, its folder, and the calls of the progress callback."""
+    folder = tmp_path_factory.mktemp("tables")
+    calls = []
+    table = profile(space, cpu, folder=folder, on_progress=lambda *call: calls.append(call))
+    return table, folder, calls
+
+
+def test_a_profile_covers_the_space_and_writes_its_table(space, finished):
+    table, folder, calls = finished
+    keys = {unit_key(network_at(space, [place]).units[0]) for place in places_of(space)}
+    assert set(table.entries) == keys
+    assert all(entry.latency_ms > 0 for entry in table.entries.values())
+    assert [path.name for path in (folder / "cpu").iterdir()] == ["made-up-fp32-t1-b1.json"]
+    assert load_table(folder / "cpu" / "made-up-fp32-t1-b1.json") == table
+    assert [done for done, _, _ in calls] == list(range(1, len(keys) + 41))
+    assert {total for _, total, _ in calls} == {len(keys) + 40}
+    assert calls[0][2] == "stem 16x16 3->16"
+
+
+def test_half_of_forty_whole_networks_are_held_out_and_the_line_follows_them(space, finished):
+    calibration = finished[0].calibration
+    assert len(calibration.networks) == 40
+    assert sum(network.held_out for network in calibration.networks) == 20
+    sums = [network.sum_ms for network in calibration.networks]
+    extremes = [finished[0].raw_sum_ms(lower(space, a)) for a in (space.smallest, space.largest)]
+    assert sums[0] <= min(extremes) * 1.000001
+    assert sums[-1] >= max(extremes) * 0.999999
+    assert sums == sorted(sums)
+    assert calibration.kendall_tau > 0.5  # 0.9 on a quiet machine
+    assert all(n.repeated.samples_ms for n in calibration.networks)
+    slow, fast = (finished[0].predict(lower(space, a)).latency_ms for a in (space.largest, space.smallest))
+    assert slow > 1.5 * fast
+
+
+def test_a_killed_profile_goes_on_without_losing_or_tearing_an_entry(space, cpu, tmp_path):
+    (tmp_path / "space.toml").write_text(SPACE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "space.toml"), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 6:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    path = tmp_path / "cpu" / "made-up-fp32-t1-b1.journal"
+    kept = [parse_entry(json.loads(line)) for line in path.read_text().splitlines()[1:]]
+    assert len(kept) >= 6
+    started = json.loads(path.read_text().splitlines()[0])["started"]
+    with path.open("a") as file:
+        file.write('{"key": "torn off in the mid')
+
+    calls = []
+    table = profile(space, cpu, folder=tmp_path, on_progress=lambda *call: calls.append(call))
+    assert calls[0][0] == len(kept) + 1
+    assert [table.entries[entry.key] for entry in kept] == kept
+    assert table.started == started
+    assert not path.exists()
+
+
+def test_a_torn_line_does_not_take_the_entry_written_after_it(finished, tmp_path):
+    table, path = finished[0], tmp_path / "a.journal"
+    first, second = list(table.entries.values())[:2]
+    Journal(path, table.space, table.conditions).add([first])
+    with path.open("a") as file:
+        file.write('{"key": "torn off in the mid')
+    Journal(path, table.space, table.conditions).add([second])
+    assert list(Journal(path, table.space, table.conditions).entries.values()) == [first, second]
+
+
+def test_an_unfinished_profile_of_other_conditions_is_not_continued(space, cpu, finished, tmp_path):
+    path = tmp_path / "cpu" / "made-up-fp32-t1-b1.journal"
+    path.parent.mkdir()
+    conditions = {"chip": "another chip"}
+    table = json.loads((finished[1] / "cpu" / "made-up-fp32-t1-b1.json").read_text())
+    header = {"space": "made-up", "started": table["started"], "conditions": table["conditions"] | conditions}
+    path.write_text(json.dumps(header) + "\n")
+    with pytest.raises(
+        HwnasError, match=r"made-up-fp32-t1-b1\.journal was begun under .*another chip.*Delete the file"
+    ):
+        profile(space, cpu, folder=tmp_path)
+    path.write_text('{"whatever": 1}\n')
+    with pytest.raises(HwnasError, match="not the journal"):
+        profile(space, cpu, folder=tmp_path)
+
+
+def test_a_table_that_lacks_units_of_the_space_is_completed(cpu, finished):
+    table, folder, _ = finished
+    wider = parse_space(SPACE.replace("classes = 4", "classes = 7"))
+    calls = []
+    completed = profile(wider, cpu, folder=folder, on_progress=lambda *call: calls.append(call))
+    heads = [what for _, _, what in calls if what.startswith("head")]
+    assert len(calls) == 2 + 40
+    assert len(heads) == 2
+    assert table.entries.items() <= completed.entries.items()
+
+
+def test_a_unit_that_takes_no_measurable_time_stops_the_profile_after_a_few_attempts(space, cpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(profiling, "significant", lambda value: 0.0)
+    with pytest.raises(HwnasError, match=r"no measurable time in 3 attempts, such as stem.*too busy"):
+        profile(space, cpu, folder=tmp_path)
+
+
+def test_every_chain_is_its_host_and_the_unit():
+    space = load_space("shufflenet-tiny")
+    for place in list(places_of(space))[::50]:
+        units = [unit_key(unit) for unit in network_at(space, chain_of(space, place)).units]
+        alone = unit_key(network_at(space, [place]).units[0])
+        host = [unit_key(unit) for unit in network_at(space, host_of(space, place)).units] if place.stage > 1 else []
+        copies = profiling.copies_of(place)
+        assert sorted(units) == sorted([*host, *[alone] * copies])
+
+
+def test_stage_and_shapes_of_a_chain_are_those_of_the_network():
+    space = load_space("shufflenet-224")
+    network = lower(space, space.largest)
+    for unit, place in zip(network.units, places_of_architecture(space, space.largest), strict=True):
+        chain = network_at(space, chain_of(space, place))
+        assert unit_key(unit) in {unit_key(other) for other in chain.units}
+
+
+def test_networks_are_spread_over_the_range_of_sums():
+    sums = {(index,): float(index * index) for index in range(1, 101)}
+    chosen = [sums[code] for code in spread(sums, 10)]
+    assert chosen[0] == 1
+    assert chosen[-1] == 10_000
+    assert chosen == sorted(chosen)
+    assert all(1.2 < after / before < 6 for before, after in pairwise(chosen))
+    assert len(spread(sums, 1000)) == 100
