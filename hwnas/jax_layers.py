@@ -26,7 +26,7 @@ def channel_sum(x: Array) -> Array:
 
 @jax.custom_vjp
 def batch_norm(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array]:
-    """Batch norm by the statistics of this batch: `(y, mean [C], variance [C])`. No gradient flows to the statistics."""
+    """Batch norm by this batch's statistics: `(y, mean [C], variance [C])`. No gradient flows to the statistics."""
     return _batch_norm(x, scale, offset)[:3]
 
 

@@ -131,6 +131,11 @@ def profile(
     return table
 
 
+def covers(table: LatencyTable, space: SearchSpace) -> bool:
+    """Whether a table has an entry for every unit that a network of the space can have."""
+    return all(unit_key(network_at(space, [place]).units[0]) in table.entries for place in places_of(space))
+
+
 def _entries_to_complete(path: Path, conditions: Conditions, places: dict[str, Place]) -> dict[str, Entry]:
     """What stands already in a table of the same conditions that does not cover the space."""
     if not path.exists():

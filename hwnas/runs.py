@@ -123,33 +123,38 @@ def load_result(folder: Path) -> RunResult:
     """The result of a finished run; `HwnasError` if there is none or it is broken."""
     path = folder / "result.json"
     if not path.is_file():
-        raise HwnasError(f"{folder} holds no finished run: result.json is missing. Run hwnas search again to finish it.")
+        raise HwnasError(
+            f"{folder} holds no finished run: result.json is missing. Run hwnas search again to finish it."
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        data["scored"] = tuple(_candidate(row) for row in data["scored"])
-        data["finalists"] = tuple(_candidate(row) for row in data["finalists"])
-        data["winner"] = _compared(data["winner"])
-        data["baselines"] = tuple(_compared(row) for row in data["baselines"])
-        data["proof"] = Proof(**data["proof"] | {"measured": Timing(**data["proof"]["measured"])})
+        data["scored"] = tuple(Candidate(**_timed(row)) for row in data["scored"])
+        data["finalists"] = tuple(Candidate(**_timed(row)) for row in data["finalists"])
+        data["winner"] = Compared(**_timed(data["winner"]))
+        data["baselines"] = tuple(Compared(**_timed(row)) for row in data["baselines"])
+        data["proof"] = Proof(**_timed(data["proof"]))
         return RunResult(**data)
     except (ValueError, KeyError, TypeError) as error:
-        raise HwnasError(f"{path} is not the result of a run: {error!r}. Remove it and run hwnas search again.") from None
+        raise HwnasError(
+            f"{path} is not the result of a run: {error!r}. Remove it and run hwnas search again."
+        ) from None
 
 
-def _candidate(row: dict[str, Any]) -> Candidate:
-    return Candidate(**row | {"measured": Timing(**row["measured"]) if row["measured"] else None})
-
-
-def _compared(row: dict[str, Any]) -> Compared:
-    return Compared(**row | {"measured": Timing(**row["measured"])})
+def _timed(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "measured": Timing(**row["measured"]) if row["measured"] else None}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; `HwnasError` if it cannot be written."""
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

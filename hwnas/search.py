@@ -4,7 +4,6 @@ It sees two callables, `accuracy(architecture)` and `latency(architecture)`, and
 disk: a search that was killed goes on where it stopped, and several processes may search in one study.
 """
 
-import hashlib
 import math
 import os
 import socket
@@ -140,7 +139,15 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storage_errors(storage):
         study = open_study(storage, name, make_sampler(sampler, space, latency, budget_ms, seed))
-        check_identity(study, {**space_identity(space), "budget_ms": repr(float(budget_ms)), **(identity or {})})
+        check_identity(
+            study,
+            {
+                "space": space.name,
+                "space_sha256": space.digest,
+                "budget_ms": repr(float(budget_ms)),
+                **(identity or {}),
+            },
+        )
         fail_stale_trials(study)
         worker = _Worker(study, space, accuracy, latency, budget_ms)
         wasted = 0
@@ -314,13 +321,6 @@ def open_study(storage: str | Path, name: str, sampler: BaseSampler) -> Study:
             if attempt == TABLE_ATTEMPTS - 1 or not made:
                 raise
     raise AssertionError
-
-
-def space_identity(space: SearchSpace) -> dict[str, str]:
-    """The space's name, and a digest of everything that it is made of."""
-    parts = (space.name, space.input_size, space.classes, space.stem_channels, space.stem_stride, space.max_pool)
-    text = repr((*parts, space.head_channels, sorted(space.choices.items()), space.stages))
-    return {"space": space.name, "space_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def check_identity(study: Study, identity: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ A space is a TOML file. An architecture is a frozen value; it is written as JSON
 integers (an index into each list of choices) for samplers and the supernet.
 """
 
+import hashlib
 import json
 import math
 import random
@@ -151,6 +152,11 @@ class SearchSpace:
     def canonical(self, code: Sequence[int]) -> tuple[int, ...]:
         """The one encoding of the architecture that `code` stands for."""
         return self.encode(self.decode(code))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that the space is made of."""
+        return hashlib.sha256(repr([getattr(self, field.name) for field in fields(self)]).encode()).hexdigest()
 
     # ---- what is in it -------------------------------------------------------------------------------------------
 

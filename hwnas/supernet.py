@@ -57,9 +57,7 @@ class Supernet(nnx.Module):
         shapes = {"conv.kernel": (channels, head), "conv_bn": (head,), "linear.kernel": (head, space.classes)}
         self.head = _parameters(shapes | {"linear.bias": (space.classes,)}, rngs)
 
-    def __call__(
-        self, images: Array, code: Array, statistics: Statistics | None = None
-    ) -> tuple[Array, Statistics]:
+    def __call__(self, images: Array, code: Array, statistics: Statistics | None = None) -> tuple[Array, Statistics]:
         """Runs one architecture on a batch.
 
         Args:
@@ -93,7 +91,15 @@ class Supernet(nnx.Module):
             )
             if max(stage.depth) > 1:
                 x, layout, used[later] = _stride_1_units(
-                    space, stage.width, _values(weights["later"]), x, layout, depth, width_index, units, given.get(later)
+                    space,
+                    stage.width,
+                    _values(weights["later"]),
+                    x,
+                    layout,
+                    depth,
+                    width_index,
+                    units,
+                    given.get(later),
                 )
         weights = _values(self.head)
         x = x @ take(weights["conv.kernel"], layout.channel, layout.slot, axis=0)
@@ -362,9 +368,7 @@ def _stride_1_unit(
 ) -> tuple[Array, _Layout, dict[str, Any]]:
     given = given or {}
     branch, slot = layout.last(choice.main, weights["pw2.kernel"].shape[0])
-    y, affine, used = _main_branch(
-        space, weights, x, choice, (choice.main, branch, slot), (branch, slot), 1, given
-    )
+    y, affine, used = _main_branch(space, weights, x, choice, (choice.main, branch, slot), (branch, slot), 1, given)
     y, used["pw2_bn"] = _norm(y, affine, given.get("pw2_bn"))
     y = jnp.where(choice.residual, y, jax.nn.relu(y))
     y = _squeeze_excite(weights, y, choice, branch, slot)

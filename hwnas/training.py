@@ -68,6 +68,12 @@ def no_progress(progress: Progress) -> None:
     """The listener that does nothing."""
 
 
+def use_compilation_cache(folder: Path) -> None:
+    """Keeps what XLA compiles in a folder, so that the next process need not compile it again."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
 # ---- paths -------------------------------------------------------------------------------------------------------
 
 
@@ -113,8 +119,8 @@ def train(
 ) -> Model:
     """Trains a network on the training split, from where the newest checkpoint in `folder` left off.
 
-    The same seed, recipe and data give the same weights on the same machine, with or without a kill in between: batches,
-    paths and augmentation follow from the seed and the number of the step.
+    The same seed, recipe and data give the same weights on the same machine, with or without a kill in between:
+    batches, paths and augmentation follow from the seed and the number of the step.
 
     Args:
         model: where to start; it is not changed.
@@ -227,73 +233,56 @@ def training_step(graph: Any, optimizer: optax.GradientTransformation, recipe: R
 
 
 class Scorer:
-    """Scores architectures of one trained network on one split; compiled once for all of them.
+    """Scores architectures of one trained network; compiled once for all of them.
 
     Args:
         model: the trained network.
-        data: the training images for the statistics are taken from here.
-        split: what to score on. The search gives the validation split.
-        calibration_images: how many training images the statistics are estimated over.
+        data: its training images give the statistics.
+        calibration_images: how many of them the statistics are estimated over, always the same.
         batch_size: images at a time.
     """
 
     def __init__(
-        self,
-        model: Supernet | FixedNetwork,
-        data: DataSet,
-        split: Split,
-        *,
-        calibration_images: int = 256,
-        batch_size: int = 64,
+        self, model: Supernet | FixedNetwork, data: DataSet, *, calibration_images: int = 256, batch_size: int = 64
     ) -> None:
         graph, self.weights = nnx.split(model, nnx.Param)
-        self.data, self.split, self.batch_size = data, split, batch_size
-        self.calibration_batches = max(1, min(calibration_images, len(data.train)) // batch_size)
-
-        def normal(images):
-            return normalize(images, data.mean, data.std)
+        self.batch_size = min(batch_size, len(data.train))
+        batches = data.train.batches(self.batch_size, seed=0)
+        count = max(1, min(calibration_images, len(data.train)) // self.batch_size)
+        self.calibration = [jnp.asarray(next(batches).images) for _ in range(count)]
 
         def statistics(weights, images, code):
-            return run(nnx.merge(graph, weights), normal(images), code)[1]
+            return run(nnx.merge(graph, weights), normalize(images, data.mean, data.std), code)[1]
 
-        def correct(weights, statistics, images, labels, code):
-            logits, _ = run(nnx.merge(graph, weights), normal(images), code, statistics)
-            return jnp.sum((logits.argmax(-1) == labels) & (labels >= 0))
+        def logits(weights, images, code, statistics):
+            return run(nnx.merge(graph, weights), normalize(images, data.mean, data.std), code, statistics)[0]
 
-        self.batch_statistics, self.correct = jax.jit(statistics), jax.jit(correct)
+        self._batch_statistics, self._logits = jax.jit(statistics), jax.jit(logits)
 
     def statistics(self, code: Iterable[int] = ()) -> Statistics:
         """Means and variances of every batch norm for one architecture, cumulative over the calibration images."""
-        code = jnp.asarray(tuple(code), jnp.int32)
+        traced = jnp.asarray(tuple(code), jnp.int32)
         total: Statistics = None
-        for count in range(self.calibration_batches):
-            batch = self.batch_statistics(self.weights, self._calibration(count), code)
+        for count, images in enumerate(self.calibration):
+            batch = self._batch_statistics(self.weights, images, traced)
             total = batch if total is None else _merge_statistics(total, batch, float(count))
         return total
 
-    def accuracy(self, code: Iterable[int] = ()) -> float:
-        """The share of the split's images that one architecture classifies rightly, its statistics estimated first."""
+    def logits(self, images: np.ndarray, statistics: Statistics, code: Iterable[int] = ()) -> np.ndarray:
+        """The logits `[N, classes]` of uint8 images `[N, H, W, 3]`, N at most the batch size."""
+        filled = np.pad(images, ((0, self.batch_size - len(images)), (0, 0), (0, 0), (0, 0)))
+        traced = jnp.asarray(tuple(code), jnp.int32)
+        return np.asarray(self._logits(self.weights, filled, traced, statistics))[: len(images)]
+
+    def accuracy(self, split: Split, code: Iterable[int] = ()) -> float:
+        """The share of a split's images that one architecture classifies rightly, its statistics estimated first."""
         code = tuple(code)
-        statistics, traced = self.statistics(code), jnp.asarray(code, jnp.int32)
+        statistics = self.statistics(code)
         correct = sum(
-            int(self.correct(self.weights, statistics, images, labels, traced)) for images, labels in self._batches()
+            int((self.logits(batch.images, statistics, code).argmax(-1) == batch.labels).sum())
+            for batch in split.batches(self.batch_size, seed=None)
         )
-        return correct / len(self.split)
-
-    def _calibration(self, index: int) -> Any:
-        """The images of one batch, always the same: those that open the training split's order of seed 0."""
-        if not hasattr(self, "_calibration_images"):
-            batches = self.data.train.batches(min(self.batch_size, len(self.data.train)), seed=0, epoch=0)
-            chosen = [jnp.asarray(next(batches).images) for _ in range(self.calibration_batches)]
-            self._calibration_images = chosen
-        return self._calibration_images[index]
-
-    def _batches(self) -> Iterable[tuple[Any, Any]]:
-        """The split in order; the last batch is filled up with images that carry the label -1."""
-        for batch in self.split.batches(self.batch_size, seed=None):
-            missing = self.batch_size - len(batch.labels)
-            images = np.pad(batch.images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            yield images, np.pad(batch.labels, (0, missing), constant_values=-1)
+        return correct / len(split)
 
 
 @jax.jit

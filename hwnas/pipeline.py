@@ -1,0 +1,347 @@
+"""The main job from a space and a budget to a proved model: the work of `hwnas search`."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hwnas.errors import HwnasError
+from hwnas.latency import LatencyTable, Measurement, Prediction
+from hwnas.network import macs, parameters
+from hwnas.runs import Candidate, Compared, Proof, RunResult, write_text
+from hwnas.space import Architecture, lower
+from hwnas.stages import (
+    Job,
+    Trained,
+    file_name,
+    latency_table,
+    model_of,
+    proved,
+    retrained,
+    supernet_folder,
+    supernet_recipe,
+    timing_of,
+    trained_supernet,
+)
+
+if TYPE_CHECKING:
+    from hwnas.devices import Device
+    from hwnas.search import Scored, SearchResult
+    from hwnas.supernet import Supernet
+
+FINALISTS = 5
+"""How many of the best candidates are measured whole at a time."""
+SEARCH_ATTEMPTS = 3
+"""How often the search is lengthened if no finalist keeps the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a search looks for.
+
+    Attributes:
+        budget_ms: what a run of the model may take, in milliseconds.
+        trials: architectures that the search scores.
+        sampler: one of `search.SAMPLERS`.
+        storage: an Optuna storage URL; without one a SQLite file in the run's folder.
+        from_scratch: trains the winner from new weights instead of those of the supernet.
+        baselines: trains and measures ShuffleNet V2 0.5x and 1x by the same recipe.
+    """
+
+    budget_ms: float
+    trials: int = 40
+    sampler: str = "evolution"
+    storage: str | None = None
+    from_scratch: bool = False
+    baselines: bool = False
+
+
+def run_folder(job: Job, plan: Plan) -> Path:
+    """Where a run keeps its results unless another folder is given."""
+    supernet = supernet_folder(job, supernet_recipe(job)).name
+    settings = f"{job.device}-{plan.budget_ms:g}ms" + (f"-t{job.threads}" if job.threads > 1 else "")
+    settings += (f"-b{job.batch}" if job.batch > 1 else "") + ("-scratch" if plan.from_scratch else "")
+    return job.runs / f"{supernet.removeprefix('supernet-')}-{file_name(settings)}"
+
+
+def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunResult]:
+    """Finds, trains, exports and proves the most accurate network within a budget.
+
+    Args:
+        job: space, data, device and settings.
+        plan: budget and how to search.
+        folder: of the run; `run_folder(job, plan)` by default.
+
+    Returns:
+        The run's folder, and what was found.
+
+    Raises:
+        HwnasError: what the user gave cannot work; the message says what to do.
+    """
+    from hwnas.devices import device as open_device
+    from hwnas.report import write_report
+    from hwnas.search import check_settings
+
+    check_settings(plan.budget_ms, plan.trials, plan.sampler)
+    folder = folder or run_folder(job, plan)
+    seconds: dict[str, float] = {}
+    with open_device(job.device) as device:
+        with timed(seconds, "latency table"):
+            path, table = latency_table(job, device)
+        digest = table.digest
+        check_within_reach(job, plan, table)
+        with timed(seconds, "supernet"):
+            _, supernet = trained_supernet(job)
+        write_settings(folder, job, plan, path)
+        with timed(seconds, "search"):
+            result, measured, table = searched(job, plan, folder, table, digest, supernet, device)
+        with timed(seconds, "training and proof of the winner"):
+            winner, architecture, proof = proved_winner(job, plan, folder, measured, table, digest, supernet, device)
+        baselines = []
+        if plan.baselines:
+            with timed(seconds, "baselines"):
+                baselines = [trained_baseline(job, folder, width) for width in ("0.5x", "1x")]
+        job.listener.stage("Measuring side by side, scoring on the test split, writing the report")
+        compared = side_by_side(job, device, [winner, *baselines])
+    found = RunResult(
+        space=job.space.name,
+        data=job.data.name,
+        device=job.device,
+        chip=table.conditions.chip,
+        runtime=f"{table.conditions.runtime} {table.conditions.runtime_version}",
+        threads=job.threads,
+        batch=job.batch,
+        precision=job.precision,
+        budget_ms=plan.budget_ms,
+        binds=result.budget_binds,
+        fastest_ms=fastest_ms(job, table),
+        scored=tuple(candidate_of(s.architecture, s.accuracy, s.prediction) for s in result.scored),
+        finalists=tuple(measured),
+        winner=compared[0],
+        proof=proof,
+        baselines=tuple(compared[1:]),
+        seconds=seconds,
+    )
+    write_text(folder / "architecture.json", architecture.to_json())
+    found.save(folder)
+    write_report(folder, found)
+    return folder, found
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Notes the wall time of a stage."""
+    started = time.monotonic()
+    yield
+    seconds[stage] = time.monotonic() - started
+
+
+def fastest_ms(job: Job, table: LatencyTable) -> float:
+    """The least upper estimate found in the space, in milliseconds."""
+    from hwnas.evolution import fastest, upper_ms_of
+
+    upper_ms = upper_ms_of(job.space, table.predictor(job.space))
+    return upper_ms(fastest(job.space, upper_ms, 0.0))
+
+
+def check_within_reach(job: Job, plan: Plan, table: LatencyTable) -> None:
+    """Says at once, before anything is trained, that a budget cannot be met or does not bind."""
+    from hwnas.search import check_budget
+
+    slowest_ms = check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device)
+    if slowest_ms <= plan.budget_ms:
+        job.listener.note(
+            f"The budget does not bind: every architecture of {job.space.name} is within {plan.budget_ms:g} ms on "
+            f"{job.device}; the slowest needs {slowest_ms:.3g} ms (upper estimate)."
+        )
+
+
+def write_settings(folder: Path, job: Job, plan: Plan, table: Path) -> None:
+    """`run.json`: all that `show` and `export` need to know of how the run was made."""
+    names = ("device", "threads", "batch", "precision", "seed", "epochs", "retrain_epochs", "batch_size")
+    settings = {name: getattr(job, name) for name in (*names, "learning_rate")}
+    settings |= {"space": job.space.name, "data": job.data.name, "data_source": job.source, "table": str(table)}
+    settings |= {"supernet": supernet_folder(job, supernet_recipe(job)).name, "plan": asdict(plan)}
+    write_text(folder / "run.json", json.dumps(settings, indent=1))
+
+
+# ---- search and finalists ------------------------------------------------------------------------------------------
+
+
+def searched(
+    job: Job, plan: Plan, folder: Path, table: LatencyTable, digest: str, supernet: "Supernet", device: "Device"
+) -> tuple["SearchResult", list[Candidate], LatencyTable]:
+    """Searches, then measures the best candidates whole until one keeps the budget.
+
+    What the measurements teach goes back into the estimate, by which further candidates are chosen.
+
+    Returns:
+        The study, every candidate that was measured, and the corrected table.
+    """
+    from hwnas.search import search
+    from hwnas.training import Scorer
+
+    scorer = Scorer(supernet, job.data)
+    measured: list[Candidate] = []
+    for attempt in range(1, SEARCH_ATTEMPTS + 1):
+        trials = plan.trials * attempt
+        job.listener.stage(f"Scoring {trials} architectures within {plan.budget_ms:g} ms")
+        result = search(
+            job.space,
+            lambda architecture: scorer.accuracy(job.data.validation, job.space.encode(architecture)),
+            table.predictor(job.space),
+            budget_ms=plan.budget_ms,
+            device=job.device,
+            trials=trials,
+            storage=plan.storage or folder / "study.db",
+            name=folder.name,
+            sampler=plan.sampler,
+            seed=job.seed,
+            identity={"table_sha256": digest, "supernet": supernet_folder(job, supernet_recipe(job)).name},
+            on_trial=_trial_listener(job, trials),
+        )
+        new, table = _measured_finalists(job, plan, result, table, measured, device)
+        measured += new
+        if any(candidate.kept for candidate in measured):
+            break
+    return result, measured, table
+
+
+def _trial_listener(job: Job, trials: int) -> Callable[["Scored", int], None]:
+    def on_trial(scored: "Scored", done: int) -> None:
+        words = f"{scored.accuracy:.1%} at {scored.prediction.latency_ms:.3g} ms"
+        job.listener.progress(done, trials, words)
+
+    return on_trial
+
+
+def _measured_finalists(
+    job: Job,
+    plan: Plan,
+    result: "SearchResult",
+    table: LatencyTable,
+    measured: list[Candidate],
+    device: "Device",
+) -> tuple[list[Candidate], LatencyTable]:
+    """Measures the best candidates that were not measured yet and that the table still believes to be in budget."""
+    from hwnas.export import measure_models, onnx_bytes
+    from hwnas.onnx_model import random_weights
+
+    known = [json.dumps(candidate.architecture) for candidate in measured]
+    chosen = []
+    for scored in result.scored:
+        network = lower(job.space, scored.architecture)
+        prediction = table.predict(network)
+        fresh = json.dumps(json.loads(scored.architecture.to_json())) not in known
+        if fresh and prediction.upper_ms <= plan.budget_ms and len(chosen) < FINALISTS:
+            chosen.append((scored, network, prediction))
+    if not chosen:
+        return [], table
+    job.listener.stage(f"Measuring the {len(chosen)} best on {job.device}")
+    models = [
+        onnx_bytes(network, random_weights(network, job.seed), batch=job.batch, metadata={}) for _, network, _ in chosen
+    ]
+    timings = measure_models(device, models, threads=job.threads)
+    found = []
+    for (scored, _, prediction), timing in zip(chosen, timings, strict=True):
+        candidate = candidate_of(scored.architecture, scored.accuracy, prediction, timing, plan.budget_ms)
+        found.append(candidate)
+        if not candidate.kept:
+            job.listener.note(
+                f"Dropped a candidate of {scored.accuracy:.1%}: it was predicted at {prediction.latency_ms:.3g} ms and "
+                f"measured at {timing.median_ms:.3g} ms; the budget is {plan.budget_ms:g} ms."
+            )
+    pairs = [(network, timing) for (_, network, _), timing in zip(chosen, timings, strict=True)]
+    return found, table.corrected(pairs)
+
+
+def candidate_of(
+    architecture: Architecture,
+    accuracy: float,
+    prediction: Prediction,
+    measurement: Measurement | None = None,
+    budget_ms: float = 0.0,
+) -> Candidate:
+    """A row of the report."""
+    row = Candidate(json.loads(architecture.to_json()), accuracy, prediction.latency_ms, prediction.upper_ms)
+    if measurement is None:
+        return row
+    timing = timing_of(measurement)
+    return replace(row, measured=timing, kept=timing.median_ms + timing.spread_ms <= budget_ms)
+
+
+# ---- winner and baselines ------------------------------------------------------------------------------------------
+
+
+def proved_winner(
+    job: Job,
+    plan: Plan,
+    folder: Path,
+    measured: list[Candidate],
+    table: LatencyTable,
+    digest: str,
+    supernet: "Supernet",
+    device: "Device",
+) -> tuple[Trained, Architecture, Proof]:
+    """Trains the most accurate finalist on, exports it and measures it; the next one if it breaks the budget.
+
+    Raises:
+        HwnasError: no architecture that was measured keeps the budget.
+    """
+    for candidate in sorted(measured, key=lambda c: -c.accuracy):
+        if not candidate.kept:
+            continue
+        architecture = job.space.from_json(json.dumps(candidate.architecture))
+        network = replace(lower(job.space, architecture), name="found")
+        inherited = None if plan.from_scratch else supernet
+        winner = retrained(job, network, folder, supernet=inherited, architecture=architecture)
+        proof = proved(job, winner, architecture, table.predict(network), digest, device, folder / "model.onnx")
+        if proof.measured.median_ms <= plan.budget_ms:
+            return winner, architecture, proof
+        job.listener.note(
+            f"Dropped a finalist after training: the exported model measured {proof.measured.median_ms:.3g} ms; the "
+            f"budget is {plan.budget_ms:g} ms."
+        )
+    least = min((c.measured.median_ms for c in measured if c.measured), default=float("nan"))
+    raise HwnasError(
+        f"None of the {len(measured)} best architectures keeps the budget of {plan.budget_ms:g} ms as measured on "
+        f"{job.device}; the fastest of them took {least:.3g} ms. The latency table may no longer hold, or the machine "
+        f"is busy: measure it anew ({table.profile_command}), or raise the budget."
+    )
+
+
+def trained_baseline(job: Job, folder: Path, width: str) -> Trained:
+    """ShuffleNet V2 at the space's input size, trained from new weights for as many epochs as supernet and winner."""
+    from hwnas.reference.shufflenet import shufflenet_v2
+
+    network = shufflenet_v2(
+        width,
+        input_size=job.space.input_size,
+        classes=job.space.classes,
+        stem_stride=job.space.stem_stride,
+        max_pool=job.space.max_pool,
+    )
+    longer = replace(job, retrain_epochs=job.epochs + job.retrain_epochs)
+    return retrained(longer, network, folder, supernet=None, architecture=None)
+
+
+def side_by_side(job: Job, device: "Device", networks: list[Trained]) -> list[Compared]:
+    """Measures networks in the same minutes and scores them on the test split, which is read here only."""
+    from hwnas.export import measure_models
+
+    models = [model_of(trained, job, {}) for trained in networks]
+    timings = measure_models(device, models, threads=job.threads)
+    return [
+        Compared(
+            name=trained.name,
+            macs=macs(trained.network),
+            parameters=parameters(trained.network),
+            validation_accuracy=trained.validation_accuracy,
+            test_accuracy=trained.scorer.accuracy(job.data.test),
+            measured=timing_of(timing),
+        )
+        for trained, timing in zip(networks, timings, strict=True)
+    ]

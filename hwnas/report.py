@@ -1,0 +1,354 @@
+"""The report of a run: one HTML file that needs nothing else, and its pictures as SVG files."""
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from hwnas.drawing import FONT, architecture_picture, themed
+from hwnas.errors import HwnasError
+from hwnas.plots import (
+    accuracy_floor,
+    latency_plot,
+    ms_text,
+    pareto_plot,
+    pareto_set,
+    percent_text,
+    timing_text,
+    winner_of,
+)
+from hwnas.runs import Candidate, Compared, RunResult, write_text
+from hwnas.space import SearchSpace, lower
+from hwnas.space_toml import load_space, shipped_spaces
+
+
+def write_report(folder: Path, result: RunResult) -> Path:
+    """Writes `report.html`, `pareto.svg`, `predicted_measured.svg` and `architecture.svg`; returns the first's path.
+
+    Raises:
+        HwnasError: a file cannot be written.
+    """
+    pictures = {
+        "pareto.svg": pareto_plot(result),
+        "predicted_measured.svg": latency_plot(result),
+        "architecture.svg": winner_picture(result),
+    }
+    for name, svg in pictures.items():
+        write_text(folder / name, svg + "\n")
+    path = folder / "report.html"
+    write_text(path, _page(result, *pictures.values()))
+    return path
+
+
+def outcome(result: RunResult) -> str:
+    """What came out, in one sentence."""
+    proof, budget = result.proof, result.budget_ms
+    within = proof.measured.median_ms <= budget
+    ending = f"the budget was {budget:g} ms." if within else f"the budget of {budget:g} ms is broken."
+    return (
+        f"{result.space} on {result.data} for {result.device} ({result.chip}): "
+        f"{percent_text(result.winner.test_accuracy)} test accuracy in {timing_text(proof.measured)} measured; "
+        f"{ending}"
+    )
+
+
+def winner_picture(result: RunResult) -> str:
+    """The winner's architecture as SVG; with resolutions, stem and head where the space is one that hwnas brings."""
+    architecture = winner_of(result).architecture
+    title = f"Architecture found in {result.space}"
+    try:
+        space = load_space(result.space) if result.space in shipped_spaces() else None
+        chosen = space.from_json(json.dumps(architecture)) if space else None
+    except HwnasError:  # a space of the user's own that has the name of a shipped one
+        space = chosen = None
+    if space is None or chosen is None:
+        return architecture_picture(architecture, title)
+    sides = {unit.name: unit.nodes[-1].outputs[0].shape[-1] for unit in lower(space, chosen).units}
+    return architecture_picture(
+        architecture,
+        title,
+        stem=_stem_text(space, sides["stem"]),
+        resolutions=[sides[f"stage{number}.1"] for number in range(2, 2 + len(space.stages))],
+        head=f"1×1 convolution to {space.head_channels} channels, mean, classifier",
+    )
+
+
+def _stem_text(space: SearchSpace, side: int) -> str:
+    pool = ", max pool" if space.max_pool else ""
+    size = space.input_size
+    return f"{size}×{size} RGB → 3×3 convolution{pool} → {space.stem_channels} channels, {side}×{side}"
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+STYLE = """
+* { box-sizing: border-box }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 FONT }
+main { max-width: 1060px; margin: 0 auto; padding: 24px 16px 48px }
+h1 { font-size: 1.5rem; line-height: 1.35; margin: 0 0 20px; text-wrap: pretty }
+h2 { font-size: 1.1rem; margin: 0 0 10px }
+p { margin: 8px 0 } p, li { max-width: 75ch }
+.soft, caption, figcaption { color: var(--soft); font-size: .9rem }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
+  margin-bottom: 16px; min-width: 0 }
+.two { display: grid; gap: 0 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)) }
+.two section { height: calc(100% - 16px) }
+.tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-bottom: 16px }
+.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px }
+.tiles b { display: block; font-size: 1.35rem; line-height: 1.3; font-weight: 650 }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top }
+th { font-weight: 600; font-size: .9rem } tr:last-child > * { border-bottom: 0 }
+td.number, th.number { text-align: right; white-space: nowrap } td:last-child, th:last-child { padding-right: 0 }
+tr.chosen > * { font-weight: 650 }
+code { font: .85em/1.4 ui-monospace, 'DejaVu Sans Mono', monospace; overflow-wrap: anywhere }
+svg { display: block; width: 100%; height: auto } .drawing svg { max-width: 660px; margin: 0 auto }
+.good { color: var(--good) } .bad { color: var(--bad) }
+.bar { display: block; height: 8px; min-width: 2px; border-radius: 4px; background: var(--main) }
+.note { border-left: 4px solid var(--half) }
+""".replace("FONT", FONT)
+
+
+def _page(result: RunResult, pareto: str, latency: str, architecture: str) -> str:
+    colours = ":root { color-scheme: light dark }\n"
+    colours += themed(lambda name, value: f":root {{ --{name}: {value} }}")
+    sections = [
+        f"<h1>{escape(outcome(result))}</h1>",
+        _tiles(result),
+        _budget_note(result),
+        _promise(result),
+        _section("The architecture", f'<div class="drawing">{architecture}</div>'),
+        f'<div class="two">{_pareto(result, pareto)}{_latency(latency)}</div>',
+        _comparison(result),
+        _finalists(result),
+        f'<div class="two">{_proof(result)}{_seconds(result)}</div>',
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(f'{result.space} on {result.data} for {result.device}: hwnas')}</title>\n"
+        f"<style>{colours}{STYLE}</style></head>\n<body><main>\n" + "\n".join(sections) + "\n</main></body></html>\n"
+    )
+
+
+def _section(title: str, *content: str, note: bool = False) -> str:
+    return f"<section{' class=note' if note else ''}><h2>{escape(title)}</h2>{''.join(content)}</section>"
+
+
+def _paragraph(words: str, soft: bool = True) -> str:
+    return f"<p{' class=soft' if soft else ''}>{escape(words)}</p>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int, chosen: int | None = None) -> str:
+    """A table of ready HTML cells, of which those after the first are numbers, `numbers` of them; `chosen` stands out."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=number' if 1 <= i <= numbers else ''}>{cell}</{tag}>" for i, cell in enumerate(row)
+        )
+
+    body = "".join(
+        f"<tr{' class=chosen' if index == chosen else ''}>{cells('td', row)}</tr>" for index, row in enumerate(rows)
+    )
+    top = f"<thead><tr>{cells('th', head)}</tr></thead>" if head else ""
+    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
+
+
+def _verdict(kept: bool, yes: str, no: str) -> str:
+    return f'<span class="good">✓ {escape(yes)}</span>' if kept else f'<span class="bad">✗ {escape(no)}</span>'
+
+
+def _conditions(result: RunResult) -> str:
+    threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
+    return f"on {result.device} ({result.chip}), {result.runtime}, {threads}, batch {result.batch}, {result.precision}"
+
+
+# ---- sections ----------------------------------------------------------------------------------------------------
+
+
+def _tiles(result: RunResult) -> str:
+    winner = result.winner
+    tiles = (
+        (percent_text(winner.test_accuracy), "test accuracy"),
+        (ms_text(result.proof.measured.median_ms), f"measured, of {result.budget_ms:g} ms"),
+        (_millions(winner.macs), "multiply-adds (MACs)"),
+        (f"{winner.parameters:,}", "parameters"),
+    )
+    return (
+        '<div class="tiles">'
+        + "".join(f"<div><b>{a}</b><span class=soft>{b}</span></div>" for a, b in tiles)
+        + "</div>"
+    )
+
+
+def _budget_note(result: RunResult) -> str:
+    fastest = f"The fastest architecture found in the space needs at most {ms_text(result.fastest_ms)} (estimated)."
+    if result.binds:
+        return ""
+    words = (
+        f"By the latency table's upper bound, every architecture of {result.space} runs within {result.budget_ms:g} ms "
+        f"here, so accuracy alone decided. {fastest}"
+    )
+    return _section("The budget does not bind", _paragraph(words, soft=False), note=True)
+
+
+def _promise(result: RunResult) -> str:
+    proof, budget = result.proof, result.budget_ms
+    measured = proof.measured
+    difference = measured.median_ms / proof.predicted_ms - 1
+    rows = (
+        ("Budget", f"{budget:g} ms", "asked for"),
+        ("Promise", ms_text(proof.predicted_ms), "estimated from the latency table, corrected by the finalists"),
+        ("Upper bound", ms_text(proof.upper_ms), "estimated; the search compares this bound with the budget"),
+        (
+            "Measured",
+            timing_text(measured),
+            f"the exported model, {measured.samples:,} samples; {100 * difference:+.1f} % against the promise",
+        ),
+    )
+    cells = [(a, b, escape(c)) for a, b, c in rows]
+    within = measured.median_ms <= budget
+    room = abs(budget - measured.median_ms)
+    cells.append(
+        (
+            "Within the budget?",
+            _verdict(within, "yes", "no"),
+            f"{ms_text(room, 3)} {'to spare' if within else 'too slow'}, as measured",
+        )
+    )
+    below = measured.median_ms <= proof.upper_ms
+    cells.append(
+        (
+            "Promise kept?",
+            _verdict(below, "yes", "no"),
+            f"measured time is {'not ' if below else ''}above the upper bound",
+        )
+    )
+    words = (
+        f"Measured {_conditions(result)}. Each measured time is the median of its samples ± half their inter-quartile "
+        "range. Estimates are sums over the latency table's units."
+    )
+    table = _table(("", "Latency", "Where it comes from"), cells, numbers=1)
+    return _section("What was promised, and what was measured", table, _paragraph(words))
+
+
+def _pareto(result: RunResult, svg: str) -> str:
+    hidden = sum(candidate.accuracy < accuracy_floor(result) for candidate in result.scored)
+    words = (
+        "Each dot is an architecture that the search scored: accuracy on the validation images with weights inherited "
+        "from the supernet, and latency as the table estimates it. "
+        f"{len(pareto_set(result.scored))} of {len(result.scored):,} are in the Pareto set: no other is at least as "
+        "fast and more accurate. The search holds the upper bound, not the estimate, to the budget."
+    )
+    if hidden:
+        words += f" Not shown: {hidden:,} less accurate than {percent_text(accuracy_floor(result))}."
+    return _section("Accuracy and latency", svg, _paragraph(words))
+
+
+def _latency(svg: str) -> str:
+    words = (
+        "The finalists and the exported model, measured whole. A pale bar reaches from the estimate to its upper bound; "
+        "the thin line is the spread of the samples. A finalist's estimate is from before the correction, the exported "
+        "model's from after it."
+    )
+    return _section("Predicted and measured latency", svg, _paragraph(words))
+
+
+def _comparison(result: RunResult) -> str:
+    own = result.winner.measured.median_ms
+
+    def row(compared: Compared) -> tuple[str, ...]:
+        return (
+            escape(compared.name),
+            percent_text(compared.test_accuracy),
+            percent_text(compared.validation_accuracy),
+            timing_text(compared.measured),
+            f"{compared.measured.median_ms / own:.2f}",
+            _millions(compared.macs),
+            f"{compared.parameters:,}",
+        )
+
+    head = ("Network", "Test accuracy", "Validation accuracy", "Latency, measured", "Relative", "MACs", "Parameters")
+    table = _table(head, [row(c) for c in (result.winner, *result.baselines)], numbers=6, chosen=0)
+    words = (
+        "Accuracy after training, on images that the search never saw (test) and on those it scored on (validation). "
+    )
+    if result.baselines:
+        words += f"All were trained by the same recipe and measured in the same minutes, {_conditions(result)}. "
+        words += "Relative: their measured time over that of the network found."
+        return _section("Compared with known networks", table, _paragraph(words))
+    words += "No baselines were trained in this run: hwnas search --baselines adds ShuffleNet V2 0.5x and 1x."
+    return _section("The network found", table, _paragraph(words))
+
+
+def _finalists(result: RunResult) -> str:
+    winner = winner_of(result)
+    rows = [
+        (
+            _short(finalist),
+            percent_text(finalist.accuracy),
+            ms_text(finalist.latency_ms),
+            ms_text(finalist.upper_ms),
+            timing_text(finalist.measured) if finalist.measured else "not measured",
+            _reason(finalist, finalist is winner, result.budget_ms),
+        )
+        for finalist in result.finalists
+    ]
+    head = ("Units × width", "Validation accuracy", "Estimate", "Upper bound", "Measured", "What became of it")
+    chosen = next(i for i, finalist in enumerate(result.finalists) if finalist is winner)
+    words = (
+        "Validation accuracy is with inherited weights. These were measured as ONNX models before any further training; "
+        "what they taught went into the promise above."
+    )
+    table = _table(head, rows, numbers=4, chosen=chosen)
+    return _section("Finalists", table, _paragraph(words))
+
+
+def _reason(finalist: Candidate, is_winner: bool, budget_ms: float) -> str:
+    if is_winner:
+        return _verdict(True, "the winner: most accurate within the budget", "")
+    if finalist.kept:
+        return "within the budget, less accurate"
+    if finalist.measured is None:
+        return "not measured"
+    return _verdict(False, "", f"dropped: {ms_text(finalist.measured.median_ms)} measured is over {budget_ms:g} ms")
+
+
+def _short(candidate: Candidate) -> str:
+    """Units and width of each stage: `3×64, 4×224, 1×448`."""
+    return escape(", ".join(f"{len(stage['units'])}×{stage['width']}" for stage in candidate.architecture["stages"]))
+
+
+def _proof(result: RunResult) -> str:
+    proof = result.proof
+    same = round(proof.agreement * proof.images)
+    operators = ", ".join(f"{count} {name}" for name, count in sorted(proof.operators.items(), key=lambda o: -o[1]))
+    rows = (
+        ("Same answer as JAX", f"{same:,} of {proof.images:,} real images"),
+        ("Largest logit difference", f"{proof.largest_difference:.2g}"),
+        ("ONNX operator set", str(proof.opset)),
+        ("Operators", f"{sum(proof.operators.values())}: {escape(operators)}"),
+        ("Model, SHA-256", f"<code>{escape(proof.model_sha256)}</code>"),
+        ("Latency table, SHA-256", f"<code>{escape(proof.table_sha256)}</code>"),
+    )
+    return _section("Proof of the exported model", _table((), rows, numbers=0))
+
+
+def _seconds(result: RunResult) -> str:
+    longest, total = max(result.seconds.values(), default=1.0), sum(result.seconds.values())
+    rows = [
+        (
+            escape(name),
+            f"{seconds:,.1f} s",
+            f'<span class="bar" style="width:{100 * seconds / longest if longest else 0:.1f}%"></span>',
+        )
+        for name, seconds in result.seconds.items()
+    ]
+    rows.append(("<b>together</b>", f"<b>{total:,.1f} s</b>", ""))
+    words = "Wall time of the stages that ran; what was there already took none."
+    return _section("Where the time went", _table((), rows, numbers=1), _paragraph(words))
+
+
+def _millions(macs: int) -> str:
+    return f"{macs / 1e6:,.2f} million" if macs < 1e8 else f"{macs / 1e6:,.0f} million"
