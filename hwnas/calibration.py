@@ -86,6 +86,16 @@ class Calibration:
         return root_mean_square(self.relative_errors)
 
     @property
+    def bias(self) -> float:
+        """Mean relative error on the held-out networks: above 0 where they are slower than predicted."""
+        return statistics.fmean(self.relative_errors or (0.0,))
+
+    @property
+    def coverage(self) -> float:
+        """The share of the held-out networks that are at most as slow as their upper estimate; 1 of none."""
+        return statistics.fmean([error <= self.upper_ratio for error in self.relative_errors] or [True])
+
+    @property
     def noise_floor(self) -> float:
         """Root-mean-square relative difference between the two timings of the same networks."""
         return root_mean_square(

@@ -21,7 +21,7 @@ from hwnas.errors import HwnasError
 from hwnas.latency import Conditions
 
 DEVICES = ("cpu",)
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 
 
 class DeviceError(HwnasError):

@@ -237,7 +237,7 @@ def _legend() -> tuple[str, float]:
         element("g", _block(32, sample, False, 56), transform=f"translate({half:g},24)"),
     ]
     left = ("Stride 2 halves", "height and width;", "both lanes are", "convolved.")
-    right = ("Stride 1: the pale", "channels pass by,", "the filled ones are", "convolved.")
+    right = ("Stride 1: the tinted", "channels pass by,", "the filled ones are", "convolved.")
     for x, words in ((BLOCK + 10, left), (half + BLOCK + 10, right)):
         parts += [label(x, 36 + 16 * i, text, size=11.5, colour="soft") for i, text in enumerate(words)]
     notes = (

@@ -24,27 +24,31 @@ def channel_sum(x: Array) -> Array:
 # ---- batch norm --------------------------------------------------------------------------------------------------
 
 
-@jax.custom_vjp
-def batch_norm(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array]:
+def batch_norm(x: Array, scale: Array, offset: Array, epsilon: float = EPSILON) -> tuple[Array, Array, Array]:
     """Batch norm by this batch's statistics: `(y, mean [C], variance [C])`. No gradient flows to the statistics."""
-    return _batch_norm(x, scale, offset)[:3]
+    return _batch_norm(epsilon, x, scale, offset)
 
 
-def _batch_norm(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _batch_norm(epsilon: float, x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array]:
+    return _normalised(epsilon, x, scale, offset)[:3]
+
+
+def _normalised(epsilon: float, x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array, Array]:
     count = x.size // x.shape[-1]
     mean = channel_sum(x) / count
     centred = x - mean
     variance = channel_sum(centred * centred) / count
-    inverse = lax.rsqrt(variance + EPSILON)
+    inverse = lax.rsqrt(variance + epsilon)
     return centred * (inverse * scale) + offset, mean, variance, inverse
 
 
-def _batch_norm_forward(x, scale, offset):
-    y, mean, variance, inverse = _batch_norm(x, scale, offset)
+def _batch_norm_forward(epsilon, x, scale, offset):
+    y, mean, variance, inverse = _normalised(epsilon, x, scale, offset)
     return (y, mean, variance), (x, scale, mean, inverse)
 
 
-def _batch_norm_backward(saved, cotangents):
+def _batch_norm_backward(epsilon, saved, cotangents):
     x, scale, mean, inverse = saved
     g = cotangents[0]
     count = x.size // x.shape[-1]
@@ -55,12 +59,12 @@ def _batch_norm_backward(saved, cotangents):
     return g_x, g_scale, g_offset
 
 
-batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
-def fixed_norm(x: Array, scale: Array, offset: Array, mean: Array, variance: Array) -> Array:
+def fixed_norm(x: Array, scale: Array, offset: Array, mean: Array, variance: Array, epsilon: float = EPSILON) -> Array:
     """Batch norm by given statistics."""
-    factor = lax.rsqrt(variance + EPSILON) * scale
+    factor = lax.rsqrt(variance + epsilon) * scale
     return x * factor + (offset - mean * factor)
 
 
@@ -136,7 +140,6 @@ def _uncentre(kernel: Array, side: int) -> Array:
     return jnp.pad(kernel, ((margin, margin), (margin, margin), (0, 0)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def depthwise(x: Array, kernel: Array, choice: Array, sides: tuple[int, ...], stride: int = 1) -> Array:
     """A depthwise convolution by the centre of `kernel`, `sides[choice]` wide, padded by half of that.
 
@@ -149,12 +152,17 @@ def depthwise(x: Array, kernel: Array, choice: Array, sides: tuple[int, ...], st
         sides: the widths to choose from, all odd.
         stride: 1 or 2.
     """
+    return _depthwise(sides, stride, x, kernel, choice)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _depthwise(sides: tuple[int, ...], stride: int, x: Array, kernel: Array, choice: Array) -> Array:
     branches = [lambda x, kernel, side=side: _gather_sum(x, _centre(kernel, side), stride) for side in sides]
     return lax.switch(choice, branches, x, kernel)
 
 
-def _depthwise_forward(x, kernel, choice, sides, stride):
-    return depthwise(x, kernel, choice, sides, stride), (x, kernel, choice)
+def _depthwise_forward(sides, stride, x, kernel, choice):
+    return _depthwise(sides, stride, x, kernel, choice), (x, kernel, choice)
 
 
 def _depthwise_backward(sides, stride, saved, g):
@@ -171,7 +179,7 @@ def _depthwise_backward(sides, stride, saved, g):
     return g_x, g_kernel, None
 
 
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 # ---- the rest ----------------------------------------------------------------------------------------------------

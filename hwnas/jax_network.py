@@ -21,7 +21,6 @@ from hwnas.network import (
     Linear,
     Multiply,
     Network,
-    Node,
     Operator,
     Pool,
     Shape,
@@ -77,7 +76,8 @@ class FixedNetwork(nnx.Module):
             inputs = [tensors[tensor.name] for tensor in node.inputs]
             weights = {s: self.weights[f"{node.name}.{s}"][...] for s in weight_shapes(node) if s in TRAINED}
             if isinstance(node.operator, BatchNorm):
-                results = [_normalise(node, inputs[0], weights, statistics, used)]
+                epsilon = node.operator.epsilon
+                results = [_normalise(node.name, epsilon, inputs[0], weights, statistics, used)]
             else:
                 results = _run(node.operator, inputs, weights)
             tensors |= {tensor.name: result for tensor, result in zip(node.outputs, results, strict=True)}
@@ -92,13 +92,13 @@ def _initial(suffix: str, shape: Shape, rngs: nnx.Rngs) -> Array:
 
 
 def _normalise(
-    node: Node, x: Array, weights: dict[str, Array], statistics: Statistics | None, used: Statistics
+    name: str, epsilon: float, x: Array, weights: dict[str, Array], statistics: Statistics | None, used: Statistics
 ) -> Array:
     if statistics is not None:
-        used[node.name] = statistics[node.name]
-        return fixed_norm(x, weights["scale"], weights["offset"], *statistics[node.name])
-    y, mean, variance = batch_norm(x, weights["scale"], weights["offset"])
-    used[node.name] = (jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance))
+        used[name] = statistics[name]
+        return fixed_norm(x, weights["scale"], weights["offset"], *statistics[name], epsilon)
+    y, mean, variance = batch_norm(x, weights["scale"], weights["offset"], epsilon)
+    used[name] = (jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance))
     return y
 
 

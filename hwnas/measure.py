@@ -9,11 +9,11 @@ Each line of standard input is a request, each line of standard output a piece o
     {"models": ["a.onnx", "b.onnx"], "threads": 1, "rounds": 9, "sample_ms": 0.5, "warm_up_runs": 3, "seed": 0}
 
 Every model gets a session and is warmed up; then come the rounds, in each of which every model is sampled once, in an
-order drawn anew, so that a drift of the machine meets all models alike. A sample is the mean of so many runs that they
-take `sample_ms` at least, after one run that is not counted and brings the model back into the caches. A sample during
-which the system took the processor away is taken again, a few times. The answers:
+order drawn anew, so that a drift of the machine meets all models alike. A sample is the least of so many runs that they
+take `sample_ms` at least, after one run that is not counted and brings the model back into the caches. If meanwhile the
+system took the processor away, the runs are repeated, a few times; the least of all counts. The answers:
 
-    {"model": 0, "samples_ms": [0.113, 0.112, ...]}      all samples, in milliseconds a run, in the order of the rounds
+    {"model": 0, "samples_ms": [0.113, 0.112, ...]}      all samples, in milliseconds, in the order of the rounds
     {"model": 1, "error": "..."}                         this model failed; the others are timed without it
     {"done": 2}                                          the end of the group
     {"error": "..."}                                     the request itself cannot be met
@@ -30,8 +30,8 @@ import time
 import numpy as np
 import onnxruntime
 
-RETAKES = 4
-"""How often one sample is taken again after it was disturbed; then it stands as it is."""
+RETAKES = 2
+"""How often the runs of a sample are repeated after a disturbance; then it stands as it is."""
 
 _NUMPY_TYPES = {
     "tensor(float)": np.float32,
@@ -54,19 +54,19 @@ class TimedModel:
         self.runs = max(1, math.ceil(sample_ms / self.sample_ms()))
 
     def sample_ms(self):
-        """Mean milliseconds of `self.runs` runs, undisturbed if a few tries will do."""
-        run, feed = self.session.run, self.feed
-        mean_ms = math.inf
+        """Milliseconds of the least of `self.runs` runs, undisturbed if a few tries will do."""
+        run, feed, clock = self.session.run, self.feed, time.perf_counter_ns
+        least_ns = math.inf
         for _ in range(1 + RETAKES):
             run(None, feed)
             switches = forced_switches()
-            start = time.perf_counter_ns()
             for _ in range(self.runs):
+                start = clock()
                 run(None, feed)
-            mean_ms = (time.perf_counter_ns() - start) / self.runs / 1e6
+                least_ns = min(least_ns, clock() - start)
             if forced_switches() == switches:
                 break
-        return mean_ms
+        return least_ns / 1e6
 
 
 def session_options(threads):

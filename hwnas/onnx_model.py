@@ -1,6 +1,6 @@
 """`Network` + weights -> ONNX: NCHW, plain operators, each batch norm folded into the convolution before it.
 
-The same function makes the pieces that a latency table times and the model that ships.
+`int8` is the same graph after the pass of `quantization.py`. The same function makes the pieces that a latency table times and the model that ships.
 """
 
 import math
@@ -29,6 +29,7 @@ from hwnas.network import (
     shuffle_order,
     weight_shapes,
 )
+from hwnas.quantization import Ranges, quantized
 
 OPSET = 18
 IR_VERSION = 9
@@ -63,19 +64,37 @@ def random_weights(network: Network, seed: int) -> dict[str, np.ndarray]:
 
 
 def to_onnx(
-    network: Network, weights: Weights, *, batch: int = 1, metadata: Mapping[str, str] | None = None
+    network: Network,
+    weights: Weights,
+    *,
+    batch: int = 1,
+    precision: str = "fp32",
+    ranges: Ranges | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> ModelProto:
     """The network as ONNX, with input `image` `[batch, C, H, W]` and output `logits` (`logits_0`, ... for several).
 
-    The bytes of two calls with equal arguments are equal.
+    Input and output are float in every precision. The bytes of two calls with equal arguments are equal.
 
     Args:
         network: any network whose input is a feature map.
         weights: arrays by name; kernels `[height, width, in / groups, out]`, as `network.weight_shapes` says.
         batch: images a run.
+        precision: `fp32`, or `int8` for 8-bit weights and activations.
+        ranges: of the activations, for `int8`: what `quantization.activation_ranges` finds with the `fp32` model on
+            real images. Without them the model runs as fast and means nothing.
         metadata: facts for the model's metadata.
     """
-    return _Exporter(network, weights, batch).export(metadata or {})
+    if precision not in ("fp32", "int8"):
+        raise ValueError(f"a precision is fp32 or int8, and not {precision}")
+    graph = _Exporter(network, weights, batch).export()
+    if precision == "int8":
+        graph = quantized(graph, ranges)
+    model = ModelProto(ir_version=IR_VERSION, producer_name="hwnas", graph=graph)
+    model.opset_import.add(domain="", version=OPSET)
+    for key in sorted(metadata or {}):
+        model.metadata_props.add(key=key, value=(metadata or {})[key])
+    return model
 
 
 class _Exporter:
@@ -92,17 +111,13 @@ class _Exporter:
         self.splits = _sole_readers(network, Shuffle, Split)
         self.absorbed = {node.name for node in (*self.norms.values(), *self.splits.values())}
 
-    def export(self, metadata: Mapping[str, str]) -> ModelProto:
+    def export(self) -> GraphProto:
         for node in self.network.nodes:
             if node.name not in self.absorbed:
                 self.add(node)
         self.graph.input.append(self.value_info(self.network.input))
         self.graph.output.extend(self.value_info(tensor) for tensor in self.network.outputs)
-        model = ModelProto(ir_version=IR_VERSION, producer_name="hwnas", graph=self.graph)
-        model.opset_import.add(domain="", version=OPSET)
-        for key in sorted(metadata):
-            model.metadata_props.add(key=key, value=metadata[key])
-        return model
+        return self.graph
 
     def add(self, node: Node) -> None:
         """Adds what a node becomes, together with the batch norm or the split that it absorbs."""

@@ -21,6 +21,7 @@ from hwnas.stages import (
     model_of,
     proved,
     retrained,
+    save_settings,
     supernet_folder,
     supernet_recipe,
     timing_of,
@@ -95,7 +96,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         check_within_reach(job, plan, table)
         with timed(seconds, "supernet"):
             _, supernet = trained_supernet(job)
-        write_settings(folder, job, plan, path)
+        save_settings(folder, job, plan=asdict(plan), table=str(path))
         with timed(seconds, "search"):
             result, measured, table = searched(job, plan, folder, table, digest, supernet, device)
         with timed(seconds, "training and proof of the winner"):
@@ -126,6 +127,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         seconds=seconds,
     )
     write_text(folder / "architecture.json", architecture.to_json())
+    save_settings(folder, job, plan=asdict(plan), table=str(path), checkpoints=winner.checkpoints)
     found.save(folder)
     write_report(folder, found)
     return folder, found
@@ -159,15 +161,6 @@ def check_within_reach(job: Job, plan: Plan, table: LatencyTable) -> None:
         )
 
 
-def write_settings(folder: Path, job: Job, plan: Plan, table: Path) -> None:
-    """`run.json`: all that `show` and `export` need to know of how the run was made."""
-    names = ("device", "threads", "batch", "precision", "seed", "epochs", "retrain_epochs", "batch_size")
-    settings = {name: getattr(job, name) for name in (*names, "learning_rate")}
-    settings |= {"space": job.space.name, "data": job.data.name, "data_source": job.source, "table": str(table)}
-    settings |= {"supernet": supernet_folder(job, supernet_recipe(job)).name, "plan": asdict(plan)}
-    write_text(folder / "run.json", json.dumps(settings, indent=1))
-
-
 # ---- search and finalists ------------------------------------------------------------------------------------------
 
 
@@ -186,7 +179,9 @@ def searched(
 
     scorer = Scorer(supernet, job.data)
     measured: list[Candidate] = []
-    for attempt in range(1, SEARCH_ATTEMPTS + 1):
+    attempt = 0
+    while True:
+        attempt += 1
         trials = plan.trials * attempt
         job.listener.stage(f"Scoring {trials} architectures within {plan.budget_ms:g} ms")
         result = search(
@@ -205,9 +200,8 @@ def searched(
         )
         new, table = _measured_finalists(job, plan, result, table, measured, device)
         measured += new
-        if any(candidate.kept for candidate in measured):
-            break
-    return result, measured, table
+        if attempt == SEARCH_ATTEMPTS or any(candidate.kept for candidate in measured):
+            return result, measured, table
 
 
 def _trial_listener(job: Job, trials: int) -> Callable[["Scored", int], None]:
@@ -296,8 +290,7 @@ def proved_winner(
             continue
         architecture = job.space.from_json(json.dumps(candidate.architecture))
         network = replace(lower(job.space, architecture), name="found")
-        inherited = None if plan.from_scratch else supernet
-        winner = retrained(job, network, folder, supernet=inherited, architecture=architecture)
+        winner = retrained(job, network, folder, inherited=None if plan.from_scratch else (supernet, architecture))
         proof = proved(job, winner, architecture, table.predict(network), digest, device, folder / "model.onnx")
         if proof.measured.median_ms <= plan.budget_ms:
             return winner, architecture, proof
@@ -325,7 +318,7 @@ def trained_baseline(job: Job, folder: Path, width: str) -> Trained:
         max_pool=job.space.max_pool,
     )
     longer = replace(job, retrain_epochs=job.epochs + job.retrain_epochs)
-    return retrained(longer, network, folder, supernet=None, architecture=None)
+    return retrained(longer, network, folder)
 
 
 def side_by_side(job: Job, device: "Device", networks: list[Trained]) -> list[Compared]:
@@ -336,7 +329,7 @@ def side_by_side(job: Job, device: "Device", networks: list[Trained]) -> list[Co
     timings = measure_models(device, models, threads=job.threads)
     return [
         Compared(
-            name=trained.name,
+            name=trained.network.name,
             macs=macs(trained.network),
             parameters=parameters(trained.network),
             validation_accuracy=trained.validation_accuracy,

@@ -1,10 +1,10 @@
 """Where the units of a search space can stand: every distinct unit, enumerated without going through architectures."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from hwnas.network import Network, NetworkBuilder, Tensor
-from hwnas.space import Architecture, SearchSpace
+from hwnas.space import Architecture, SearchSpace, StageChoice
 from hwnas.units import UnitChoice, head, shufflenet_v2_unit, stem
 
 
@@ -59,6 +59,40 @@ def places_of_architecture(space: SearchSpace, architecture: Architecture) -> It
             yield Place(number, channels, stage.width, 1 if index else 2, choice)
             channels = stage.width
     yield head_place(space, channels)
+
+
+def extreme_architecture(space: SearchSpace, unit_ms: Mapping[Place, float], *, slowest: bool) -> Architecture:
+    """The architecture whose units take the least time together, or the most: exactly, stage by stage.
+
+    Args:
+        space: the space.
+        unit_ms: milliseconds of every place of the space, all above 0.
+        slowest: the most time instead of the least.
+    """
+    sign = -1 if slowest else 1
+    best: dict[int, tuple[float, tuple[StageChoice, ...]]] = {space.stem_channels: (0.0, ())}
+    for number, stage in enumerate(space.stages, 2):
+        depth = max(stage.depth) if slowest else min(stage.depth)
+        ways: dict[int, list[tuple[float, tuple[StageChoice, ...]]]] = {width: [] for width in stage.width}
+        for width in stage.width:
+            later_ms, later = 0.0, ()
+            if depth > 1:
+                found = [(sign * unit_ms[Place(number, width, width, 1, c)], c) for c in space.unit_choices(1)]
+                one_ms, choice = min(found, key=_first)
+                later_ms, later = (depth - 1) * one_ms, (choice,) * (depth - 1)
+            for channels_in, (before_ms, before) in best.items():
+                found = [(sign * unit_ms[Place(number, channels_in, width, 2, c)], c) for c in space.unit_choices(2)]
+                first_ms, choice = min(found, key=_first)
+                ways[width].append((before_ms + first_ms + later_ms, (*before, StageChoice(width, (choice, *later)))))
+        best = {width: min(found, key=_first) for width, found in ways.items()}
+    _, stages = min(
+        ((ms + sign * unit_ms[head_place(space, w)], stages) for w, (ms, stages) in best.items()), key=_first
+    )
+    return Architecture(space.name, stages)
+
+
+def _first(pair: tuple[float, object]) -> float:
+    return pair[0]
 
 
 def network_at(space: SearchSpace, places: Iterable[Place]) -> Network:

@@ -11,18 +11,15 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 16, 58, 54
 """Margins of the plotting area; the legend stands above it, the axes' titles left of it and below."""
 
 
-def ms_text(value_ms: float, places: int | None = None) -> str:
-    """Three significant figures and the unit, or a fixed number of decimal places: `0.871 ms`, `12.3 ms`."""
-    return f"{value_ms:,.{_places(value_ms) if places is None else places}f} ms"
+def ms_text(value_ms: float) -> str:
+    """Three significant figures and the unit: `0.871 ms`, `12.3 ms`."""
+    return f"{value_ms:,.{_places(value_ms)}f} ms"
 
 
 def timing_text(timing: Timing) -> str:
-    """A measured latency with its spread: `0.871 ± 0.009 ms`."""
-    places = _places(timing.median_ms)
-    spread = f"± {timing.spread_ms:.{places}f}"
-    if not float(spread[2:]) and timing.spread_ms:
-        spread = f"± less than {10**-places:.{places}f}"
-    return f"{timing.median_ms:,.{places}f} {spread} ms"
+    """A measured latency with its spread, both to the same decimal place: `0.871 ± 0.009 ms`."""
+    places = max(_places(timing.median_ms), _places(timing.spread_ms) - 2 if timing.spread_ms else 0)
+    return f"{timing.median_ms:,.{places}f} ± {timing.spread_ms:.{places}f} ms"
 
 
 def percent_text(share: float) -> str:
@@ -32,11 +29,6 @@ def percent_text(share: float) -> str:
 def _places(value: float) -> int:
     """Decimal places that show three significant figures."""
     return min(6, max(0, 2 - math.floor(math.log10(abs(value))))) if value else 2
-
-
-def winner_of(result: RunResult) -> Candidate:
-    """The finalist that became the model: the most accurate of those that kept the budget."""
-    return max((finalist for finalist in result.finalists if finalist.kept), key=lambda finalist: finalist.accuracy)
 
 
 def pareto_set(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
@@ -127,11 +119,15 @@ def _square(x: float, y: float, note: str = "") -> str:
     return element("g", *_note(note), box(x - 4.5, y - 4.5, 9, 9, "f-good s-card"))
 
 
+def _dashed(x1: float, y1: float, x2: float, y2: float) -> str:
+    return line(x1, y1, x2, y2, "bad", 1.8, stroke_dasharray="6 4")
+
+
 def _note(words: str) -> tuple[str, ...]:
     return (element("title", words),) if words else ()
 
 
-def _legend(rows: Sequence[Sequence[tuple[str, str, float]]]) -> str:
+def _legend(*rows: Sequence[tuple[str, str, float]]) -> str:
     """Rows of (mark at the origin, words, width) above the plotting area."""
     parts = []
     for number, row in enumerate(rows):
@@ -160,94 +156,85 @@ def accuracy_floor(result: RunResult) -> float:
     return min(needed, max(accuracies[0], best - 1.5 * (best - tenth)))
 
 
-def pareto_plot(result: RunResult) -> str:
-    """Every scored candidate, the Pareto set, the finalists, the winner and the budget, as SVG."""
+def pareto_plot(result: RunResult, winner: Candidate) -> str:
+    """Every scored candidate, the Pareto set, the finalists, the winner among them and the budget, as SVG."""
     floor = accuracy_floor(result)
     shown = [candidate for candidate in result.scored if candidate.accuracy >= floor]
     everyone = [*shown, *result.finalists]
-    front, winner = pareto_set(shown), winner_of(result)
-    x_limits = limits([c.latency_ms for c in everyone])
-    budget_is_near = x_limits[0] < result.budget_ms < 1.25 * x_limits[1]
-    if budget_is_near:
-        x_limits = x_limits[0], max(x_limits[1], result.budget_ms * 1.04)
+    front = pareto_set(shown)
+    x_low, x_high = limits([c.latency_ms for c in everyone])
     y_low, y_high = limits([100 * c.accuracy for c in everyone])
-    axes = Axes((max(0.0, x_limits[0]), x_limits[1]), (max(0.0, y_low), min(100.5, y_high)), 380)
+    budget_is_near = x_low < result.budget_ms < 1.25 * x_high
+    if budget_is_near:
+        x_high = max(x_high, 1.04 * result.budget_ms)
+    axes = Axes((max(0.0, x_low), x_high), (max(0.0, y_low), min(100.5, y_high)), 380)
 
     def at(candidate: Candidate) -> tuple[float, float, str]:
         return axes.x(candidate.latency_ms), axes.y(100 * candidate.accuracy), _facts(candidate)
 
     parts = [axes.frame("estimated latency, ms", "validation accuracy, inherited weights, %")]
-    parts.append(_budget_mark(axes, result.budget_ms, budget_is_near))
     parts += [_dot(*at(candidate), fill_opacity="0.45") for candidate in shown]
-    points = " ".join(f"{axes.x(c.latency_ms):.2f},{axes.y(100 * c.accuracy):.2f}" for c in front)
+    points = " ".join(f"{x:.2f},{y:.2f}" for x, y, _ in map(at, front))
     parts.append(element("polyline", points=points, class_="s-main", stroke_width=2))
     parts += [_dot(*at(candidate), classes="f-main", r=3.6) for candidate in front]
-    parts += [_ring(*at(finalist)) for finalist in result.finalists if finalist.kept]
-    parts += [_cross(*at(finalist)) for finalist in result.finalists if finalist.kept is False]
+    parts.append(_budget_mark(axes, result.budget_ms, budget_is_near))
+    parts += [(_ring if finalist.kept else _cross)(*at(finalist)) for finalist in result.finalists if finalist.measured]
     parts.append(_star(*at(winner)))
     pareto_mark = line(-9, 0, 9, 0, "main", 2) + _dot(0, 0, classes="f-main", r=3.6)
-    legend = [
-        [
-            (_dot(0, 0), f"scored ({len(result.scored):,})", 130),
-            (pareto_mark, "Pareto set", 110),
-            (_star(0, 0), "winner", 0),
-        ],
-        [(_ring(0, 0), "finalist", 130), (_cross(0, 0), "finalist, over the budget as measured", 0)],
+    first = [(_dot(0, 0), f"scored ({len(result.scored):,})", 130.0), (pareto_mark, "Pareto set", 130.0)]
+    first += [_budget_legend(result)] if budget_is_near else []
+    second = [
+        (_star(0, 0), "winner", 130.0),
+        (_ring(0, 0), "finalist", 130.0),
+        (_cross(0, 0), "finalist, dropped", 0.0),
     ]
-    return picture(axes.height, "Accuracy against estimated latency", "".join(parts) + _legend(legend))
+    return picture(axes.height, "Accuracy against estimated latency", "".join(parts) + _legend(first, second))
 
 
 def _budget_mark(axes: Axes, budget_ms: float, is_near: bool) -> str:
-    text, y = f"budget {budget_ms:g} ms", axes.height - BOTTOM - 8
-    if not is_near:
-        end = WIDTH - RIGHT - 4
-        return label(end - 24, y, text, colour="bad", anchor="end") + arrow(end - 20, y - 4.5, end, y - 4.5)
-    x = axes.x(budget_ms)
-    dashed = line(x, TOP, x, axes.height - BOTTOM, "bad", 1.8, stroke_dasharray="6 4")
-    return dashed + label(x - 6, y, text, colour="bad", anchor="end")
+    if is_near:
+        return _dashed(axes.x(budget_ms), TOP, axes.x(budget_ms), axes.height - BOTTOM)
+    end, y = WIDTH - RIGHT - 4, axes.height - BOTTOM - 10
+    return label(end - 24, y + 4.5, f"budget {budget_ms:g} ms", colour="bad", anchor="end") + arrow(end - 20, y, end, y)
+
+
+def _budget_legend(result: RunResult) -> tuple[str, str, float]:
+    return _dashed(-9, 0, 9, 0), f"budget {result.budget_ms:g} ms", 0.0
 
 
 def latency_plot(result: RunResult) -> str:
     """Measured against estimated latency of the finalists and of the exported model, with upper bounds, as SVG."""
     proof = result.proof
-    finalists = [(f, f.measured) for f in result.finalists if f.measured]
-    estimates = [(f.latency_ms, f.upper_ms, m) for f, m in finalists] + [
-        (proof.predicted_ms, proof.upper_ms, proof.measured)
-    ]
-    values = [
-        value
-        for low, high, m in estimates
-        for value in (low, high, m.median_ms - m.spread_ms, m.median_ms + m.spread_ms)
-    ]
-    low, high = limits(values)
+    finalists = [(finalist, finalist.measured) for finalist in result.finalists if finalist.measured]
+    estimates = [(finalist.latency_ms, finalist.upper_ms, timing) for finalist, timing in finalists]
+    estimates.append((proof.predicted_ms, proof.upper_ms, proof.measured))
+    low, high = limits([value for estimate, upper, timing in estimates for value in (estimate, upper, *_ends(timing))])
     budget_is_near = low < result.budget_ms < 1.1 * high
-    both = max(0.0, low), max(high, 1.02 * result.budget_ms) if budget_is_near else high
-    axes = Axes(both, both, 460)
-    parts = [axes.frame("estimated latency, ms", "measured latency, ms")]
-    parts.append(line(axes.x(both[0]), axes.y(both[0]), axes.x(both[1]), axes.y(both[1]), "soft", 1.5))
     if budget_is_near:
-        y = axes.y(result.budget_ms)
-        parts.append(line(LEFT, y, WIDTH - RIGHT, y, "bad", 1.8, stroke_dasharray="6 4"))
-        parts.append(label(WIDTH - RIGHT - 6, y + 16, f"budget {result.budget_ms:g} ms", colour="bad", anchor="end"))
+        high = max(high, 1.02 * result.budget_ms)
+    low = max(0.0, low)
+    axes = Axes((low, high), (low, high), 460)
+    parts = [axes.frame("estimated latency, ms", "measured latency, ms")]
+    parts.append(line(axes.x(low), axes.y(low), axes.x(high), axes.y(high), "soft"))
+    if budget_is_near:
+        parts.append(_dashed(LEFT, axes.y(result.budget_ms), WIDTH - RIGHT, axes.y(result.budget_ms)))
     for estimate, upper, timing in estimates:
-        x = axes.x(estimate)
+        x, (least, most) = axes.x(estimate), _ends(timing)
         parts.append(line(x, axes.y(estimate), x, axes.y(upper), "side", 7))
         parts.append(line(x - 7, axes.y(upper), x + 7, axes.y(upper), "main", 2))
-        ends = (axes.y(timing.median_ms - timing.spread_ms), axes.y(timing.median_ms + timing.spread_ms))
-        parts.append(line(x, ends[0], x, ends[1], "ink", 1.5))
+        parts.append(line(x, axes.y(least), x, axes.y(most), "ink"))
     for finalist, timing in finalists:
         mark = _square if finalist.kept else _cross
         parts.append(mark(axes.x(finalist.latency_ms), axes.y(timing.median_ms), _facts(finalist)))
     note = f"exported model: estimated {ms_text(proof.predicted_ms)}, measured {timing_text(proof.measured)}"
     parts.append(_star(axes.x(proof.predicted_ms), axes.y(proof.measured.median_ms), note))
     bound = line(0, -7, 0, 7, "side", 7) + line(-7, -7, 7, -7, "main", 2)
-    diagonal = line(-8, 6, 8, -6, "soft", 1.5)
-    legend = [
-        [
-            (_star(0, 0), "exported model", 130),
-            (_square(0, 0), "finalist, kept", 122),
-            (_cross(0, 0), "finalist, over the budget", 0),
-        ],
-        [(bound, "estimate up to its upper bound", 252), (diagonal, "measured = estimated", 0)],
-    ]
-    return picture(axes.height, "Measured against estimated latency", "".join(parts) + _legend(legend))
+    first = [(_star(0, 0), "exported model", 140.0), (_square(0, 0), "finalist", 175.0)]
+    first += [(_cross(0, 0), "finalist, dropped", 0.0)]
+    second = [(bound, "upper bound", 140.0), (line(-8, 6, 8, -6, "soft"), "measured = estimated", 175.0)]
+    second += [_budget_legend(result)] if budget_is_near else []
+    return picture(axes.height, "Measured against estimated latency", "".join(parts) + _legend(first, second))
+
+
+def _ends(timing: Timing) -> tuple[float, float]:
+    return timing.median_ms - timing.spread_ms, timing.median_ms + timing.spread_ms

@@ -1,7 +1,8 @@
 """A search space and a device -> a latency table.
 
-An entry is a difference: a network with the unit, less the same network without it (its host), timed in the same
-rounds. The host gives the unit the neighbours that it has in the space, so that what the runtime does at its borders
+An entry is a difference: the median of a network with the unit, less that of the same network without it (its host),
+timed in the same rounds. Medians and not minima: while something else runs on the other half of a core, the least
+sample of one model falls into a free moment and that of the next does not. The host gives the unit the neighbours that it has in the space, so that what the runtime does at its borders
 (changes of layout, fusions) is paid as in a whole network:
 
 | unit                        | host                                   | with the unit                          |
@@ -16,7 +17,7 @@ Every finished group goes into a journal beside the table; a killed run goes on 
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,19 +30,30 @@ from hwnas.journal import Journal, now
 from hwnas.latency import Conditions, Entry, LatencyTable, load_table, table_path
 from hwnas.network import Network, unit_key
 from hwnas.onnx_model import random_weights, to_onnx
-from hwnas.places import Place, label, network_at, places_of, stem_place
+from hwnas.places import (
+    Place,
+    extreme_architecture,
+    label,
+    network_at,
+    places_of,
+    places_of_architecture,
+    stem_place,
+)
 from hwnas.space import SearchSpace, lower
 from hwnas.units import UnitChoice
 
 COPIES = 2
 """How often a stride-1 unit stands in its chain: more copies, less noise, more time."""
 
-UNIT_ROUNDS, NETWORK_ROUNDS = 9, 25
+UNIT_ROUNDS, UNIT_SAMPLE_MS = 15, 0.3
+NETWORK_ROUNDS = 25
+"""Rounds count for more than long samples do: what disturbs one round is gone in another."""
+
 GROUP_MODELS, GROUP_BYTES = 64, 96 << 20
 """A group is measured as a whole and lost as a whole by a kill; its models are all in memory at once."""
 
 ATTEMPTS = 3
-"""How often a unit is timed that seemed to cost nothing, as the least of them can in a disturbed minute."""
+"""How often a unit is timed that seemed to cost nothing, as the cheapest can in a disturbed minute."""
 
 CALIBRATION_NETWORKS, CALIBRATION_CANDIDATES = 40, 800
 
@@ -69,11 +81,11 @@ class _Job:
     device: Device
     timing: Timing
     batch: int
-    journal: Journal
+    precision: str
 
     def model(self, network: Network) -> bytes:
         weights = random_weights(network, self.timing.seed)
-        return to_onnx(network, weights, batch=self.batch).SerializeToString()
+        return to_onnx(network, weights, batch=self.batch, precision=self.precision).SerializeToString()
 
 
 def profile(
@@ -112,20 +124,20 @@ def profile(
     todo = [(key, place) for key, place in places.items() if key not in entries]
     total = len(places) + min(CALIBRATION_NETWORKS, space.size)
     done = len(places) - len(todo)
-    job = _Job(space, device, Timing(threads=threads, rounds=UNIT_ROUNDS, seed=seed), batch, journal)
-    for entry in _measured_units(job, todo):
+    timing = Timing(threads=threads, rounds=UNIT_ROUNDS, sample_ms=UNIT_SAMPLE_MS, seed=seed)
+    job = _Job(space, device, timing, batch, precision)
+    for entry in _measured_units(job, journal, todo):
         entries[entry.key] = entry
         done += 1
         on_progress(done, total, entry.unit)
     if missing := [label(space, place) for key, place in places.items() if key not in entries]:
         raise AssertionError(f"{len(missing)} units of {space.name} have no entry, such as {missing[0]}")
 
-    table = LatencyTable(conditions, space.name, journal.started, now(), entries, Calibration(0, 1, 0, ()))
     networks = []
-    for network in _whole_networks(job, table):
+    for network in _calibration_networks(job, {place: entries[key].latency_ms for key, place in places.items()}):
         networks.append(network)
         on_progress(done + len(networks), total, f"whole network {len(networks)}")
-    table = replace(table, finished=now(), calibration=calibrate(networks))
+    table = LatencyTable(conditions, space.name, journal.started, now(), entries, calibrate(networks))
     table.save(path)
     journal.remove()
     return table
@@ -134,6 +146,34 @@ def profile(
 def covers(table: LatencyTable, space: SearchSpace) -> bool:
     """Whether a table has an entry for every unit that a network of the space can have."""
     return all(unit_key(network_at(space, [place]).units[0]) in table.entries for place in places_of(space))
+
+
+def check_table(
+    table: LatencyTable, space: SearchSpace, device: Device, *, networks: int = 40, seed: int = 1
+) -> Calibration:
+    """Measures random networks of the space that the table has not seen, twice, under the table's conditions.
+
+    Args:
+        table: covers the space.
+        space: where the networks are drawn from, by `SearchSpace.sample`.
+        device: where the table was measured.
+        networks: how many.
+        seed: of the draw, the weights and the inputs.
+
+    Returns:
+        The table's own line and ratio with the new networks, all held out: see `Calibration.rms_error`, `noise_floor`,
+        `kendall_tau`, `bias` and `coverage`.
+
+    Raises:
+        HwnasError: the table lacks units of the networks, or the device's conditions are others than the table's.
+    """
+    here = table.conditions
+    table.check_device(device.conditions(here.threads, here.batch, here.precision))
+    job = _Job(space, device, Timing(threads=here.threads, seed=seed), here.batch, here.precision)
+    rng = random.Random(seed)
+    codes = [space.encode(space.sample(rng)) for _ in range(networks)]
+    sum_ms = {code: table.raw_sum_ms(lower(space, space.decode(code))) for code in codes}
+    return replace(table.calibration, networks=tuple(_whole_networks(job, sum_ms, held_out=codes)))
 
 
 def _entries_to_complete(path: Path, conditions: Conditions, places: dict[str, Place]) -> dict[str, Entry]:
@@ -148,7 +188,7 @@ def _entries_to_complete(path: Path, conditions: Conditions, places: dict[str, P
 # ---- units -------------------------------------------------------------------------------------------------------
 
 
-def _measured_units(job: _Job, units: Sequence[tuple[str, Place]]) -> Iterator[Entry]:
+def _measured_units(job: _Job, journal: Journal, units: Sequence[tuple[str, Place]]) -> Iterator[Entry]:
     """The entry of each unit, once it is in the journal. A unit that seems to cost nothing is timed again."""
     for _ in range(ATTEMPTS):
         unclear: list[tuple[str, Place]] = []
@@ -156,7 +196,7 @@ def _measured_units(job: _Job, units: Sequence[tuple[str, Place]]) -> Iterator[E
             entries = {unit: _entry(job, group, index, results) for index, unit in enumerate(group.units)}
             clear = {unit: entry for unit, entry in entries.items() if entry.latency_ms > 0}
             unclear += entries.keys() - clear.keys()
-            job.journal.add(clear.values())
+            journal.add(clear.values())
             yield from clear.values()
         if not unclear:
             return
@@ -220,7 +260,7 @@ def copies_of(place: Place) -> int:
 
 def _entry(job: _Job, group: Group, index: int, results: dict[int, Measurement]) -> Entry:
     key, place = group.units[index]
-    host_ms = results[0].minimum_ms if group.host else 0.0
+    host_ms = results[0].median_ms if group.host else 0.0
     with_unit = results[index + len(group.models) - len(group.units)]
     gains = tuple(significant((sample - host_ms) / copies_of(place)) for sample in with_unit.samples_ms)
     return Entry(key, label(job.space, place), Measurement(gains))
@@ -234,27 +274,36 @@ def significant(value: float) -> float:
 # ---- whole networks ----------------------------------------------------------------------------------------------
 
 
-def _whole_networks(job: _Job, table: LatencyTable) -> Iterator[WholeNetwork]:
-    """Networks of the whole range of latencies, timed twice. Half of them are held out, drawn at random."""
-    space = job.space
-    rng = random.Random(job.timing.seed)
-    total = table.predictor(space)  # not calibrated yet: the bare sum
-    sum_ms = {code: total(space.decode(code)).latency_ms for code in _candidates(space, rng)}
+def _calibration_networks(job: _Job, unit_ms: Mapping[Place, float]) -> list[WholeNetwork]:
+    """Networks of the whole range of latencies, measured. Half of them are held out, drawn at random."""
+    space, rng = job.space, random.Random(job.timing.seed)
+    sum_ms = {
+        code: sum(unit_ms[place] for place in places_of_architecture(space, space.decode(code)))
+        for code in _candidates(space, unit_ms, rng)
+    }
     chosen = spread(sum_ms, CALIBRATION_NETWORKS)
-    held_out = set(rng.sample(chosen[1:-1], min(len(chosen) // 2, len(chosen[1:-1]))))
-    models = [job.model(lower(space, space.decode(code))) for code in chosen]
+    held_out = rng.sample(chosen[1:-1], min(len(chosen) // 2, len(chosen[1:-1])))
+    return _whole_networks(job, {code: sum_ms[code] for code in chosen}, held_out)
+
+
+def _whole_networks(job: _Job, sum_ms: Mapping[Code, float], held_out: Sequence[Code]) -> list[WholeNetwork]:
+    """The networks that `sum_ms` holds, each timed twice."""
+    models = [job.model(lower(job.space, job.space.decode(code))) for code in sum_ms]
     timing = replace(job.timing, rounds=NETWORK_ROUNDS)
     first, second = (dict(job.device.measure(models, timing)) for _ in range(2))
-    for index, code in enumerate(chosen):
-        measured, repeated = (
-            Measurement(tuple(map(significant, timed[index].samples_ms))) for timed in (first, second)
-        )
-        yield WholeNetwork(code, sum_ms[code], measured, repeated, held_out=code in held_out)
+    return [
+        WholeNetwork(code, sum_ms[code], _short(first[index]), _short(second[index]), held_out=code in held_out)
+        for index, code in enumerate(sum_ms)
+    ]
 
 
-def _candidates(space: SearchSpace, rng: random.Random) -> Iterator[Code]:
-    """The smallest and the largest architecture, and random ones drawn more or less towards one of the two."""
-    extremes = [space.encode(space.smallest), space.encode(space.largest)]
+def _short(measurement: Measurement) -> Measurement:
+    return Measurement(tuple(map(significant, measurement.samples_ms)))
+
+
+def _candidates(space: SearchSpace, unit_ms: Mapping[Place, float], rng: random.Random) -> Iterator[Code]:
+    """The fastest and the slowest architecture, and random ones drawn more or less towards one of the two."""
+    extremes = [space.encode(extreme_architecture(space, unit_ms, slowest=slowest)) for slowest in (False, True)]
     yield from extremes
     for _ in range(CALIBRATION_CANDIDATES):
         extreme, share = rng.choice(extremes), rng.random()

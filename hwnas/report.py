@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that needs nothing else, and its pictures as SVG files."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +16,6 @@ from hwnas.plots import (
     pareto_set,
     percent_text,
     timing_text,
-    winner_of,
 )
 from hwnas.runs import Candidate, Compared, RunResult, write_text
 from hwnas.space import SearchSpace, lower
@@ -25,19 +25,37 @@ from hwnas.space_toml import load_space, shipped_spaces
 def write_report(folder: Path, result: RunResult) -> Path:
     """Writes `report.html`, `pareto.svg`, `predicted_measured.svg` and `architecture.svg`; returns the first's path.
 
+    Args:
+        folder: of the run; its `architecture.json` says which finalist became the model.
+        result: what the run found.
+
     Raises:
-        HwnasError: a file cannot be written.
+        HwnasError: `architecture.json` is missing, broken or of no finalist, or a file cannot be written.
     """
+    winner = winner_of(folder, result)
     pictures = {
-        "pareto.svg": pareto_plot(result),
+        "pareto.svg": pareto_plot(result, winner),
         "predicted_measured.svg": latency_plot(result),
-        "architecture.svg": winner_picture(result),
+        "architecture.svg": winner_picture(result.space, winner),
     }
     for name, svg in pictures.items():
         write_text(folder / name, svg + "\n")
     path = folder / "report.html"
-    write_text(path, _page(result, *pictures.values()))
+    write_text(path, _page(result, winner, *pictures.values()))
     return path
+
+
+def winner_of(folder: Path, result: RunResult) -> Candidate:
+    """The finalist that became the model of the run in `folder`."""
+    path = folder / "architecture.json"
+    try:
+        architecture = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HwnasError(f"{path} cannot be read ({error}). Run hwnas search again to finish the run.") from None
+    for finalist in result.finalists:
+        if finalist.architecture == architecture:
+            return finalist
+    raise HwnasError(f"{path} is none of this run's {len(result.finalists)} finalists. Run hwnas search again.")
 
 
 def outcome(result: RunResult) -> str:
@@ -52,12 +70,12 @@ def outcome(result: RunResult) -> str:
     )
 
 
-def winner_picture(result: RunResult) -> str:
+def winner_picture(space_name: str, winner: Candidate) -> str:
     """The winner's architecture as SVG; with resolutions, stem and head where the space is one that hwnas brings."""
-    architecture = winner_of(result).architecture
-    title = f"Architecture found in {result.space}"
+    architecture = winner.architecture
+    title = f"Architecture found in {space_name}"
     try:
-        space = load_space(result.space) if result.space in shipped_spaces() else None
+        space = load_space(space_name) if space_name in shipped_spaces() else None
         chosen = space.from_json(json.dumps(architecture)) if space else None
     except HwnasError:  # a space of the user's own that has the name of a shipped one
         space = chosen = None
@@ -76,7 +94,7 @@ def winner_picture(result: RunResult) -> str:
 def _stem_text(space: SearchSpace, side: int) -> str:
     pool = ", max pool" if space.max_pool else ""
     size = space.input_size
-    return f"{size}×{size} RGB → 3×3 convolution{pool} → {space.stem_channels} channels, {side}×{side}"
+    return f"{size}×{size} RGB → 3×3 conv{pool} → {space.stem_channels} channels, {side}×{side}"
 
 
 # ---- the page ----------------------------------------------------------------------------------------------------
@@ -101,16 +119,26 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { font-weight: 600; font-size: .9rem } tr:last-child > * { border-bottom: 0 }
 td.number, th.number { text-align: right; white-space: nowrap } td:last-child, th:last-child { padding-right: 0 }
+.figures td { white-space: nowrap } .figures td:last-child:not(.number) { white-space: normal; min-width: 12em }
+.figures th.number { white-space: normal }
 tr.chosen > * { font-weight: 650 }
+dl { margin: 0 } dl div { display: grid; grid-template-columns: 1fr auto; padding: 6px 0;
+  border-bottom: 1px solid var(--line) } dl div:last-child { border-bottom: 0 }
+dt { font-weight: 600 } dd { margin: 0; font-variant-numeric: tabular-nums } dd.soft { grid-column: 1 / -1 }
 code { font: .85em/1.4 ui-monospace, 'DejaVu Sans Mono', monospace; overflow-wrap: anywhere }
 svg { display: block; width: 100%; height: auto } .drawing svg { max-width: 660px; margin: 0 auto }
 .good { color: var(--good) } .bad { color: var(--bad) }
-.bar { display: block; height: 8px; min-width: 2px; border-radius: 4px; background: var(--main) }
+.bar { display: block; height: 8px; margin: 8px 0 0 8px; min-width: 2px; border-radius: 4px; background: var(--main) }
 .note { border-left: 4px solid var(--half) }
+@media (max-width: 600px) { main { padding: 16px 8px } h1 { font-size: 1.25rem } section { padding: 14px 12px } }
 """.replace("FONT", FONT)
 
 
-def _page(result: RunResult, pareto: str, latency: str, architecture: str) -> str:
+UNIT_SPACE = re.compile(r"(?<=\d) (?=%|ms\b|±|million)|(?<=±) (?=\d)")
+"""Spaces at which a line must not break."""
+
+
+def _page(result: RunResult, winner: Candidate, pareto: str, latency: str, architecture: str) -> str:
     colours = ":root { color-scheme: light dark }\n"
     colours += themed(lambda name, value: f":root {{ --{name}: {value} }}")
     sections = [
@@ -121,14 +149,16 @@ def _page(result: RunResult, pareto: str, latency: str, architecture: str) -> st
         _section("The architecture", f'<div class="drawing">{architecture}</div>'),
         f'<div class="two">{_pareto(result, pareto)}{_latency(latency)}</div>',
         _comparison(result),
-        _finalists(result),
+        _finalists(result, winner),
         f'<div class="two">{_proof(result)}{_seconds(result)}</div>',
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(f'{result.space} on {result.data} for {result.device}: hwnas')}</title>\n"
-        f"<style>{colours}{STYLE}</style></head>\n<body><main>\n" + "\n".join(sections) + "\n</main></body></html>\n"
+        f"<style>{colours}{STYLE}</style></head>\n<body><main>\n"
+        + UNIT_SPACE.sub("\u00a0", "\n".join(sections))
+        + "\n</main></body></html>\n"
     )
 
 
@@ -141,7 +171,7 @@ def _paragraph(words: str, soft: bool = True) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int, chosen: int | None = None) -> str:
-    """A table of ready HTML cells, of which those after the first are numbers, `numbers` of them; `chosen` stands out."""
+    """A table of ready HTML cells; the `numbers` columns after the first are numbers, row `chosen` stands out."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
@@ -152,7 +182,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int, 
         f"<tr{' class=chosen' if index == chosen else ''}>{cells('td', row)}</tr>" for index, row in enumerate(rows)
     )
     top = f"<thead><tr>{cells('th', head)}</tr></thead>" if head else ""
-    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
+    kind = " class=figures" if numbers > 1 else ""
+    return f'<div class="scroll"><table{kind}>{top}<tbody>{body}</tbody></table></div>'
 
 
 def _verdict(kept: bool, yes: str, no: str) -> str:
@@ -197,40 +228,27 @@ def _promise(result: RunResult) -> str:
     proof, budget = result.proof, result.budget_ms
     measured = proof.measured
     difference = measured.median_ms / proof.predicted_ms - 1
+    within, below = measured.median_ms <= budget, measured.median_ms <= proof.upper_ms
+    exported = f"of the exported model, {measured.samples:,} samples; {100 * difference:+.1f} % against the promise"
+    room = f"{ms_text(abs(budget - measured.median_ms))} {'to spare' if within else 'too slow'}, as measured"
+    bound = f"the measured time is {'not ' if below else ''}above the upper bound"
     rows = (
-        ("Budget", f"{budget:g} ms", "asked for"),
-        ("Promise", ms_text(proof.predicted_ms), "estimated from the latency table, corrected by the finalists"),
-        ("Upper bound", ms_text(proof.upper_ms), "estimated; the search compares this bound with the budget"),
-        (
-            "Measured",
-            timing_text(measured),
-            f"the exported model, {measured.samples:,} samples; {100 * difference:+.1f} % against the promise",
-        ),
+        ("Budget", "asked for", f"{budget:g} ms"),
+        ("Promise", "estimated from the latency table, corrected by the finalists", ms_text(proof.predicted_ms)),
+        ("Upper bound", "estimated; the search compares this bound with the budget", ms_text(proof.upper_ms)),
+        ("Measured", exported, timing_text(measured)),
+        ("Within the budget?", room, _verdict(within, "yes", "no")),
+        ("Promise kept?", bound, _verdict(below, "yes", "no")),
     )
-    cells = [(a, b, escape(c)) for a, b, c in rows]
-    within = measured.median_ms <= budget
-    room = abs(budget - measured.median_ms)
-    cells.append(
-        (
-            "Within the budget?",
-            _verdict(within, "yes", "no"),
-            f"{ms_text(room, 3)} {'to spare' if within else 'too slow'}, as measured",
-        )
-    )
-    below = measured.median_ms <= proof.upper_ms
-    cells.append(
-        (
-            "Promise kept?",
-            _verdict(below, "yes", "no"),
-            f"measured time is {'not ' if below else ''}above the upper bound",
-        )
+    facts = "".join(
+        f"<div><dt>{name}</dt><dd>{value}</dd><dd class=soft>{escape(source)}</dd></div>"
+        for name, source, value in rows
     )
     words = (
         f"Measured {_conditions(result)}. Each measured time is the median of its samples ± half their inter-quartile "
         "range. Estimates are sums over the latency table's units."
     )
-    table = _table(("", "Latency", "Where it comes from"), cells, numbers=1)
-    return _section("What was promised, and what was measured", table, _paragraph(words))
+    return _section("What was promised, and what was measured", f"<dl>{facts}</dl>", _paragraph(words))
 
 
 def _pareto(result: RunResult, svg: str) -> str:
@@ -248,9 +266,9 @@ def _pareto(result: RunResult, svg: str) -> str:
 
 def _latency(svg: str) -> str:
     words = (
-        "The finalists and the exported model, measured whole. A pale bar reaches from the estimate to its upper bound; "
-        "the thin line is the spread of the samples. A finalist's estimate is from before the correction, the exported "
-        "model's from after it."
+        "The finalists and the exported model, measured whole. A tinted bar reaches from the estimate to its upper "
+        "bound; the thin line is the spread of the samples. A finalist's estimate is from before it was measured; the "
+        "exported model's has learned from the finalists."
     )
     return _section("Predicted and measured latency", svg, _paragraph(words))
 
@@ -282,8 +300,7 @@ def _comparison(result: RunResult) -> str:
     return _section("The network found", table, _paragraph(words))
 
 
-def _finalists(result: RunResult) -> str:
-    winner = winner_of(result)
+def _finalists(result: RunResult, winner: Candidate) -> str:
     rows = [
         (
             _short(finalist),
@@ -291,28 +308,33 @@ def _finalists(result: RunResult) -> str:
             ms_text(finalist.latency_ms),
             ms_text(finalist.upper_ms),
             timing_text(finalist.measured) if finalist.measured else "not measured",
-            _reason(finalist, finalist is winner, result.budget_ms),
+            _reason(finalist, winner, result.budget_ms),
         )
         for finalist in result.finalists
     ]
     head = ("Units × width", "Validation accuracy", "Estimate", "Upper bound", "Measured", "What became of it")
     chosen = next(i for i, finalist in enumerate(result.finalists) if finalist is winner)
     words = (
-        "Validation accuracy is with inherited weights. These were measured as ONNX models before any further training; "
-        "what they taught went into the promise above."
+        "Units × width: of stages 2, 3 and so on. Validation accuracy is with inherited weights. These were measured "
+        "as ONNX models before any further training; what they taught went into the promise above."
     )
     table = _table(head, rows, numbers=4, chosen=chosen)
     return _section("Finalists", table, _paragraph(words))
 
 
-def _reason(finalist: Candidate, is_winner: bool, budget_ms: float) -> str:
-    if is_winner:
-        return _verdict(True, "the winner: most accurate within the budget", "")
-    if finalist.kept:
-        return "within the budget, less accurate"
+def _reason(finalist: Candidate, winner: Candidate, budget_ms: float) -> str:
+    """What became of a finalist, as HTML; one is kept if the spread, too, is within the budget."""
+    if finalist is winner:
+        return _verdict(True, "the winner", "")
     if finalist.measured is None:
         return "not measured"
-    return _verdict(False, "", f"dropped: {ms_text(finalist.measured.median_ms)} measured is over {budget_ms:g} ms")
+    if finalist.measured.median_ms > budget_ms:
+        return _verdict(False, "", f"dropped: measured over {budget_ms:g} ms")
+    if not finalist.kept:
+        return _verdict(False, "", f"dropped: with its spread over {budget_ms:g} ms")
+    if finalist.accuracy > winner.accuracy:
+        return _verdict(False, "", f"dropped: once trained and exported, measured over {budget_ms:g} ms")
+    return "within the budget"
 
 
 def _short(candidate: Candidate) -> str:
@@ -341,7 +363,7 @@ def _seconds(result: RunResult) -> str:
         (
             escape(name),
             f"{seconds:,.1f} s",
-            f'<span class="bar" style="width:{100 * seconds / longest if longest else 0:.1f}%"></span>',
+            f'<span class="bar" style="width:{9 * seconds / longest if longest else 0:.2f}rem"></span>',
         )
         for name, seconds in result.seconds.items()
     ]

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.latency import LatencyTable, Prediction, load_table, table_path
+from hwnas.errors import HwnasError
+from hwnas.latency import LatencyTable, Measurement, Prediction, load_table, table_path
 from hwnas.network import Network
-from hwnas.runs import Proof, write_bytes, write_text
+from hwnas.runs import Proof, Timing, write_bytes, write_text
 from hwnas.space import Architecture, SearchSpace
+from hwnas.space_toml import load_space
 
 if TYPE_CHECKING:
     from hwnas.data import DataSet
@@ -48,7 +50,7 @@ class Job:
     Attributes:
         space: the search space, its classes already those of the data.
         data: the images.
-        source: what `load_data` read them from.
+        sources: what space and data were read from.
         device: the device's name.
         threads, batch, precision: how the device runs models.
         seed: of everything that is drawn.
@@ -61,7 +63,7 @@ class Job:
 
     space: SearchSpace
     data: "DataSet"
-    source: str
+    sources: tuple[str, str]
     device: str = "cpu"
     threads: int = 1
     batch: int = 1
@@ -69,10 +71,10 @@ class Job:
     seed: int = 0
     runs: Path = Path("runs")
     tables: Path = field(default_factory=lambda: tables_folder())
-    epochs: int = 10
+    epochs: int = 5
     retrain_epochs: int = 5
-    batch_size: int = 64
-    learning_rate: float = 0.1
+    batch_size: int = 32
+    learning_rate: float = 0.05
     listener: Listener = Listener()
 
 
@@ -83,15 +85,63 @@ def tables_folder() -> Path:
     return Path(os.environ.get("HWNAS_TABLES") or cache_folder() / "latency_tables")
 
 
-def make_job(space: SearchSpace, source: str, **settings: Any) -> Job:
-    """A job on a data source; the space's classifier gets the classes of the data."""
+def make_job(space_source: str, data_source: str, **settings: Any) -> Job:
+    """A job on a space and a data source; the space's classifier gets the classes of the data.
+
+    Args:
+        space_source: a space's name or TOML file.
+        data_source: whatever `data.load_data` takes.
+        settings: further fields of `Job`.
+    """
     from hwnas.data import load_data
     from hwnas.datasets import cache_folder
-    from hwnas.training import use_compilation_cache
+    from hwnas.training import prepare_process
 
-    use_compilation_cache(cache_folder() / "compiled")
-    data = load_data(source, image_size=space.input_size, seed=settings.get("seed", 0))
-    return Job(replace(space, classes=len(data.classes)), data, source, **settings)
+    prepare_process(cache_folder() / "compiled")
+    space = load_space(space_source)
+    data = load_data(data_source, image_size=space.input_size, seed=settings.get("seed", 0))
+    space = replace(space, classes=len(data.classes))
+    return Job(space, data, sources=(space_source, data_source), **settings)
+
+
+SETTINGS = (
+    "device",
+    "threads",
+    "batch",
+    "precision",
+    "seed",
+    "epochs",
+    "retrain_epochs",
+    "batch_size",
+    "learning_rate",
+)
+"""The fields of a job that a run's folder remembers."""
+
+
+def save_settings(folder: Path, job: Job, **further: Any) -> None:
+    """Writes `run.json`: all that `show` and `export` need to know of how a run was made."""
+    settings = {"space": _absolute(job.sources[0]), "data": _absolute(job.sources[1])}
+    settings |= {name: getattr(job, name) for name in SETTINGS}
+    write_text(folder / "run.json", json.dumps(settings | further, indent=1))
+
+
+def load_settings(folder: Path) -> dict[str, Any]:
+    """What `save_settings` wrote; `HwnasError` if the folder is not that of a run."""
+    path = folder / "run.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in ("space", "data", *SETTINGS) if name not in settings]:
+            raise ValueError(f"'{missing[0]}' is missing")
+    except (OSError, ValueError, TypeError) as error:
+        raise HwnasError(
+            f"{folder} is not the folder of a run: {path.name} cannot be read ({error}). "
+            "Give the folder that hwnas search or hwnas retrain printed."
+        ) from None
+    return settings
+
+
+def _absolute(source: str) -> str:
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 # ---- latency table -----------------------------------------------------------------------------------------------
@@ -120,6 +170,14 @@ def latency_table(job: Job, device: "Device") -> tuple[Path, LatencyTable]:
         seed=job.seed,
     )
     return path, table
+
+
+def measured_table(job: Job) -> tuple[Path, LatencyTable]:
+    """`latency_table` with the job's own device."""
+    from hwnas.devices import device
+
+    with device(job.device) as opened:
+        return latency_table(job, opened)
 
 
 # ---- supernet ----------------------------------------------------------------------------------------------------
@@ -164,6 +222,21 @@ def trained_supernet(job: Job) -> tuple[Path, "Supernet"]:
     return folder, model
 
 
+def supernet_facts(job: Job, model: "Supernet") -> dict[str, Any]:
+    """Accuracy of the two ends of a trained supernet, and of a middle one, on the validation split."""
+    from random import Random
+
+    from hwnas.training import Scorer
+
+    scorer, space = Scorer(model, job.data), job.space
+    drawn = space.sample(Random(job.seed))
+    ends = {"smallest": space.smallest, "largest": space.largest, "drawn": drawn}
+    return {
+        f"{name}_validation_accuracy": scorer.accuracy(job.data.validation, space.encode(architecture))
+        for name, architecture in ends.items()
+    }
+
+
 def file_name(text: str) -> str:
     """Letters, digits, dots and hyphens of a text, to stand in the name of a folder."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
@@ -187,47 +260,71 @@ def timing_of(measurement: Measurement) -> Timing:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A single network after training, with its batch-norm statistics."""
+    """A single network after training, with its batch-norm statistics, and where in the run its checkpoints lie."""
 
-    name: str
     network: Network
     model: "FixedNetwork"
     scorer: "Scorer"
     statistics: Any
     validation_accuracy: float
+    checkpoints: str
 
 
 def retrained(
-    job: Job, network: Network, folder: Path, *, supernet: "Supernet | None", architecture: Architecture | None
+    job: Job, network: Network, folder: Path, *, inherited: "tuple[Supernet, Architecture] | None" = None
 ) -> Trained:
-    """Trains one network, from the supernet's weights if one is given, and scores it on the validation split.
+    """Trains one network and scores it on the validation split.
 
-    Inherited weights train on at half the learning rate.
+    Args:
+        job: data and settings.
+        network: what to train.
+        folder: of the run; the checkpoints go to a folder in it that is named after the network and the recipe.
+        inherited: the supernet and the architecture in it whose weights to start from; they train on at half the
+            learning rate. Without it the weights are new.
     """
     from flax import nnx
 
     from hwnas.jax_network import FixedNetwork
     from hwnas.supernet import slice_weights
-    from hwnas.training import Recipe, Scorer, train
+    from hwnas.training import Recipe, train
 
-    inherited = supernet is not None and architecture is not None
     rate = job.learning_rate / 2 if inherited else job.learning_rate
     recipe = Recipe(job.retrain_epochs, job.batch_size, rate)
-    weights = slice_weights(supernet, architecture) if supernet and architecture else None
     how = "from inherited weights" if inherited else "from new weights"
     job.listener.stage(f"Training {network.name} {how}, {recipe.epochs} epochs")
-    digits = hashlib.sha256(repr((network.units, asdict(recipe), inherited)).encode()).hexdigest()[:8]
+    digits = hashlib.sha256(repr((network.units, recipe, bool(inherited), job.seed)).encode()).hexdigest()[:8]
     model = train(
-        FixedNetwork(network, rngs=nnx.Rngs(job.seed), weights=weights),
+        FixedNetwork(network, rngs=nnx.Rngs(job.seed), weights=slice_weights(*inherited) if inherited else None),
         job.data,
         recipe,
         folder / "checkpoints" / digits,
         seed=job.seed,
         on_step=_step_listener(job),
     )
+    return _scored(job, network, model, f"checkpoints/{digits}")
+
+
+def restored(job: Job, network: Network, folder: Path, checkpoints: str) -> Trained:
+    """A network that `retrained` trained in a run's folder; `HwnasError` if its checkpoint is missing or damaged."""
+    from flax import nnx
+
+    from hwnas.checkpoints import load_checkpoint, newest_checkpoint
+    from hwnas.jax_network import FixedNetwork
+
+    found = newest_checkpoint(folder / checkpoints)
+    if found is None:
+        raise HwnasError(f"{folder} holds no trained network: {checkpoints} is empty. Run the same command again.")
+    graph, weights = nnx.split(FixedNetwork(network, rngs=nnx.Rngs(0)), nnx.Param)
+    (weights,) = load_checkpoint(found[1], (weights,))
+    return _scored(job, network, nnx.merge(graph, weights), checkpoints)
+
+
+def _scored(job: Job, network: Network, model: "FixedNetwork", checkpoints: str) -> Trained:
+    from hwnas.training import Scorer
+
     scorer = Scorer(model, job.data, calibration_images=1024)
-    statistics = scorer.statistics()
-    return Trained(network.name, network, model, scorer, statistics, scorer.accuracy(job.data.validation))
+    accuracy = scorer.accuracy(job.data.validation)
+    return Trained(network, model, scorer, scorer.statistics(), accuracy, checkpoints)
 
 
 def model_of(trained: Trained, job: Job, facts: dict[str, Any]) -> bytes:

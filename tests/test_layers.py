@@ -26,6 +26,7 @@ FLOORS = {
     "jax_network": 3,
     "latency": 3,
     "onnx_model": 3,
+    "quantization": 3,
     "places": 3,
     "supernet": 3,
     "data": 4,
@@ -35,16 +36,21 @@ FLOORS = {
     "images": 4,
     "journal": 4,
     "measure": 4,
+    "drawing": 4,
     "runs": 4,
     "training": 4,
     "evolution": 5,
     "export": 5,
+    "plots": 5,
     "profiling": 5,
     "search": 5,
-    "pipeline": 6,
     "report": 6,
-    "cli": 7,
-    "__init__": 8,  # the package's face: it may show anything, and nothing inside imports from it
+    "stages": 6,
+    "show": 6,
+    "pipeline": 7,
+    "single": 7,
+    "cli": 8,
+    "__init__": 9,  # the package's face: it may show anything, and nothing inside imports from it
 }
 
 SAME_FLOOR = {
@@ -53,6 +59,7 @@ SAME_FLOOR = {
     "jax_network": {"jax_layers"},
     "supernet": {"jax_layers"},
     "latency": {"calibration", "places"},
+    "onnx_model": {"quantization"},
     "datasets": {"images"},
     "image_sources": {"images"},
     "data": {"datasets", "image_sources", "images"},

@@ -1,0 +1,291 @@
+"""The command line: one verb a stage. Heavy imports wait until a verb runs."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hwnas.errors import HwnasError
+
+if TYPE_CHECKING:
+    from hwnas.stages import Job, Listener
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="hwnas",
+    help="Finds the most accurate image network that runs within a time budget on the device you name.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Start with: hwnas search --budget-ms 1",
+)
+
+Space = Annotated[str, typer.Option("--space", help="A search space: a name that comes with hwnas, or a TOML file.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", help="Images: digits, cifar10, fashion-mnist, eurosat, a folder by class, Parquet or .npz file."
+    ),
+]
+DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that a run of the model may use.")]
+BatchImages = Annotated[int, typer.Option("--batch", min=1, help="Images a run of the model takes.")]
+Precision = Annotated[str, typer.Option("--precision", help="Arithmetic of the model on the device.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of results.")]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images for the supernet.")]
+RetrainEpochs = Annotated[
+    int, typer.Option("--retrain-epochs", min=1, help="Passes over the training images for the found network.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Images a training step.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", help="The highest one of the schedule.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+DEFAULT_SPACE, DEFAULT_DATA = "shufflenet-tiny", "digits"
+
+
+@app.command(epilog="Example: hwnas search --budget-ms 1 --data photos/")
+def search(
+    budget_ms: Annotated[float, typer.Option("--budget-ms", help="What one run of the model may take, in ms.")],
+    space: Space = DEFAULT_SPACE,
+    data: Data = DEFAULT_DATA,
+    device: DeviceName = "cpu",
+    threads: Threads = 1,
+    batch: BatchImages = 1,
+    precision: Precision = "fp32",
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Architectures that are scored.")] = 40,
+    sampler: Annotated[str, typer.Option("--sampler", help="evolution (ours), tpe, nsgaii or random.")] = "evolution",
+    storage: Annotated[str | None, typer.Option("--storage", help="An Optuna storage URL, such as a server's.")] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the winner from new weights.")] = False,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Compare with ShuffleNet V2 0.5x and 1x.")] = False,
+    epochs: Epochs = 5,
+    retrain_epochs: RetrainEpochs = 5,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.05,
+    run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
+    runs: Runs = Path("runs"),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The main job: finds the most accurate network within a budget and proves it.
+
+    Latency table and supernet are made first if they are missing. Run again, it goes on where it stopped.
+    """
+    from hwnas.pipeline import Plan, find
+    from hwnas.report import outcome
+
+    with reported(as_json) as listener:
+        plan = Plan(budget_ms, trials, sampler, storage, from_scratch, baselines)
+        settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
+        job = _job(
+            space, data, listener, device=device, threads=threads, batch=batch, precision=precision, seed=seed,
+            runs=runs, learning_rate=learning_rate, **settings,
+        )  # fmt: skip
+        folder, result = find(job, plan, run)
+    if as_json:
+        from dataclasses import asdict
+
+        _print_json({"run": str(folder), **asdict(result)})
+    else:
+        print(outcome(result))
+        print(f"Model:  {folder / 'model.onnx'}\nReport: {folder / 'report.html'}")
+
+
+@app.command(epilog="Example: hwnas profile --device cpu --space shufflenet-224")
+def profile(
+    space: Space = DEFAULT_SPACE,
+    device: DeviceName = "cpu",
+    threads: Threads = 1,
+    batch: BatchImages = 1,
+    precision: Precision = "fp32",
+    classes: Annotated[int | None, typer.Option("--classes", min=2, help="Outputs of the classifier.")] = None,
+    tables: Annotated[Path | None, typer.Option("--tables", help="The folder of latency tables.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measures the latency table of a device: every unit that a network of the space can have."""
+    from dataclasses import replace
+
+    from hwnas import profiling
+    from hwnas.devices import device as open_device
+    from hwnas.latency import table_path
+    from hwnas.show import table_facts
+    from hwnas.space_toml import load_space
+    from hwnas.stages import tables_folder
+
+    with reported(as_json) as listener, open_device(device) as opened:
+        loaded = load_space(space)
+        loaded = replace(loaded, classes=classes or loaded.classes)
+        folder = tables or tables_folder()
+        listener.stage(f"Measuring every unit of {loaded.name} on {device}")
+        table = profiling.profile(
+            loaded, opened, threads=threads, batch=batch, precision=precision, folder=folder,
+            on_progress=listener.progress, seed=seed,
+        )  # fmt: skip
+    _show({"file": str(table_path(folder, loaded.name, table.conditions)), **table_facts(table)}, as_json)
+
+
+@app.command(epilog="Example: hwnas train --data cifar10 --space shufflenet-32 --epochs 60")
+def train(
+    space: Space = DEFAULT_SPACE,
+    data: Data = DEFAULT_DATA,
+    epochs: Epochs = 5,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.05,
+    runs: Runs = Path("runs"),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Trains the supernet alone; a search with the same settings then finds it ready."""
+    from hwnas.stages import supernet_facts, trained_supernet
+
+    with reported(as_json) as listener:
+        job = _job(
+            space, data, listener, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, runs=runs,
+            seed=seed,
+        )  # fmt: skip
+        folder, model = trained_supernet(job)
+        facts = {"supernet": str(folder), **supernet_facts(job, model)}
+    _show(facts, as_json)
+
+
+@app.command(epilog="Example: hwnas retrain runs/NAME/architecture.json --data cifar10 --epochs 60")
+def retrain(
+    architecture: Annotated[Path, typer.Argument(help="The architecture.json of a run.")],
+    data: Data = DEFAULT_DATA,
+    space: Annotated[
+        str | None, typer.Option("--space", help="The space's TOML file, if it is not a shipped one.")
+    ] = None,
+    epochs: Epochs = 20,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.05,
+    device: DeviceName = "cpu",
+    threads: Threads = 1,
+    batch: BatchImages = 1,
+    run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Trains one architecture from new weights; `hwnas export` makes the model of it."""
+    from hwnas.single import retrain_architecture
+
+    with reported(as_json) as listener:
+        folder, facts = retrain_architecture(
+            architecture, run, space,
+            lambda name: _job(
+                name, data, listener, retrain_epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+                device=device, threads=threads, batch=batch, seed=seed,
+            ),
+        )  # fmt: skip
+    _show({"run": str(folder), **facts}, as_json)
+
+
+@app.command(epilog="Example: hwnas export runs/NAME --output model.onnx")
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, of search or retrain.")],
+    output: Annotated[Path, typer.Option("--output", help="The ONNX file to write.")] = Path("model.onnx"),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Writes the ONNX model of a run and tells what was promised of it and what is measured now."""
+    from dataclasses import asdict
+
+    from hwnas.single import export_run
+
+    with reported(as_json) as listener:
+        proof = export_run(run, output, seed, listener)
+    _show({"model": str(output), **asdict(proof)}, as_json)
+
+
+@app.command(epilog="Example: hwnas show shufflenet-tiny")
+def show(
+    what: Annotated[str, typer.Argument(help="A run's folder, a space, a latency table, a model or a network's name.")],
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Shows what is in a run, a search space, a latency table, an ONNX model or a network of the literature."""
+    from hwnas.show import facts_of
+
+    with reported(as_json):
+        facts = facts_of(what)
+    _show(facts, as_json)
+
+
+# ---- between the verbs and the stages ----------------------------------------------------------------------------
+
+
+def _job(space: str, data: str, listener: "Listener", **settings: Any) -> "Job":
+    from hwnas.stages import make_job
+
+    return make_job(space, data, listener=listener, **settings)
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    print(json.dumps(facts, indent=1))
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    """Prints facts as JSON, or as a table with a line a fact."""
+    if as_json:
+        _print_json(facts)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _words(value))
+    Console().print(table, highlight=False)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return "\n".join(_words(part) for part in value)
+    return str(value)
+
+
+@contextmanager
+def reported(quiet: bool) -> Iterator["Listener"]:
+    """Shows stages, notes and progress on standard error, if it is not to be quiet."""
+    from hwnas.stages import Listener
+
+    if quiet:
+        yield Listener()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    columns = (BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def stage(text: str) -> None:
+            bar.reset(task, total=None, visible=False, description="")
+            console.print(text)
+
+        def progress(done: int, total: int, words: str) -> None:
+            bar.update(task, completed=done, total=total, description=words, visible=True)
+
+        yield Listener(stage, lambda text: console.print(f"Note: {text}"), progress)
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one message and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except HwnasError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped. What was finished is kept; run the same command again to go on.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

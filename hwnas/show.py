@@ -1,0 +1,144 @@
+"""What `hwnas show` tells of a run, a space, a latency table, a model, or a network of the literature."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hwnas.errors import HwnasError
+from hwnas.latency import LatencyTable, load_table
+from hwnas.network import Network, macs, memory_access, parameters
+from hwnas.reference import REFERENCE, reference
+from hwnas.runs import RunResult, load_result
+from hwnas.space import SearchSpace, lower
+from hwnas.space_toml import load_space, shipped_spaces
+
+
+def facts_of(what: str) -> dict[str, Any]:
+    """Facts for a person or a program, by name; `HwnasError` if `what` is nothing that hwnas knows."""
+    path = Path(what)
+    if what in shipped_spaces() or path.suffix == ".toml":
+        return space_facts(load_space(what))
+    if what in REFERENCE:
+        return network_facts(reference(what))
+    if path.is_dir():
+        return run_facts(load_result(path))
+    if not path.exists():
+        raise HwnasError(
+            f"There is nothing called '{what}'. Show a run's folder, a latency table (.json), a model (.onnx), a space "
+            f"({', '.join(shipped_spaces())}, or a .toml file), or a network such as {next(iter(REFERENCE))}."
+        )
+    if path.suffix == ".onnx":
+        return model_facts(path)
+    return table_facts(load_table(path))
+
+
+def space_facts(space: SearchSpace) -> dict[str, Any]:
+    """The size of a space, its choices, and its two ends."""
+    ends = {name: lower(space, getattr(space, name)) for name in ("smallest", "largest")}
+    return {
+        "space": space.name,
+        "input": f"{space.input_size}x{space.input_size} RGB",
+        "architectures": space.size,
+        "stem": f"{space.stem_channels} channels, stride {space.stem_stride}{', max pool' * space.max_pool}",
+        "choices": {name: [str(value) for value in values] for name, values in space.choices.items()},
+        "stages": [f"depth {list(stage.depth)}, width {list(stage.width)}" for stage in space.stages],
+        "head": f"{space.head_channels} channels, {space.classes} classes",
+        **{f"{name}_macs": macs(network) for name, network in ends.items()},
+        **{f"{name}_parameters": parameters(network) for name, network in ends.items()},
+    }
+
+
+def network_facts(network: Network) -> dict[str, Any]:
+    """The counts of a network, for one image."""
+    return {
+        "network": network.name,
+        "input": "x".join(map(str, network.input.shape)),
+        "macs": macs(network),
+        "parameters": parameters(network),
+        "memory_access": memory_access(network),
+        "units": len(network.units),
+        "operators": len(network.nodes),
+    }
+
+
+def run_facts(result: RunResult) -> dict[str, Any]:
+    """What a run found and whether it kept its promise."""
+    proof, winner = result.proof, result.winner
+    return {
+        "space": result.space,
+        "data": result.data,
+        "device": f"{result.device} ({result.chip}, {result.runtime})",
+        "threads": result.threads,
+        "batch": result.batch,
+        "precision": result.precision,
+        "budget_ms": result.budget_ms,
+        "budget_binds": result.binds,
+        "predicted_ms": proof.predicted_ms,
+        "upper_ms": proof.upper_ms,
+        "measured_ms": proof.measured.median_ms,
+        "measured_spread_ms": proof.measured.spread_ms,
+        "validation_accuracy": winner.validation_accuracy,
+        "test_accuracy": winner.test_accuracy,
+        "macs": winner.macs,
+        "parameters": winner.parameters,
+        "scored_architectures": len(result.scored),
+        "agreement_with_jax": f"{proof.agreement:.2%} of {proof.images} images",
+        "largest_difference": proof.largest_difference,
+        "baselines": {b.name: f"{b.test_accuracy:.2%} in {b.measured.median_ms:.3g} ms" for b in result.baselines},
+        "seconds": result.seconds,
+    }
+
+
+def table_facts(table: LatencyTable) -> dict[str, Any]:
+    """What a latency table was measured on, what it covers, and how far its predictions are from the truth."""
+    conditions, calibration = table.conditions, table.calibration
+    entries = [entry.latency_ms for entry in table.entries.values()]
+    return {
+        "space": table.space,
+        "device": f"{conditions.device} ({conditions.chip}, {conditions.cores} cores, {conditions.system})",
+        "runtime": f"{conditions.runtime} {conditions.runtime_version}",
+        "threads": conditions.threads,
+        "batch": conditions.batch,
+        "precision": conditions.precision,
+        "origin": conditions.origin,
+        "measured": f"{table.started} to {table.finished}",
+        "entries": len(entries),
+        "fastest_unit_ms": min(entries),
+        "slowest_unit_ms": max(entries),
+        "rms_error_percent": 100 * calibration.rms_error,
+        "noise_floor_percent": 100 * calibration.noise_floor,
+        "kendall_tau": calibration.kendall_tau,
+        "upper_bound_percent": 100 * calibration.upper_ratio,
+        "sha256": table.digest,
+    }
+
+
+def model_facts(path: Path) -> dict[str, Any]:
+    """The metadata, inputs and operators of an ONNX file. The model is read, not run."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from hwnas.export import file_digest, operator_counts
+
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise HwnasError(f"{path} is not an ONNX model, or is cut short: {error}. Export it anew.") from None
+    if not model.graph.node:
+        raise HwnasError(f"{path} is not an ONNX model: it holds no operators. Export it anew.")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if "architecture" in metadata:
+        metadata["architecture"] = json.loads(metadata["architecture"])
+    return {
+        "model": str(path),
+        "inputs": [_tensor_text(value) for value in model.graph.input],
+        "outputs": [_tensor_text(value) for value in model.graph.output],
+        "operators": operator_counts(path.read_bytes()),
+        "sha256": file_digest(path),
+        **metadata,
+    }
+
+
+def _tensor_text(value: Any) -> str:
+    sides = [str(side.dim_param or side.dim_value) for side in value.type.tensor_type.shape.dim]
+    return f"{value.name} [{', '.join(sides)}]"

@@ -1,0 +1,87 @@
+"""One network on its own: trained from an architecture file, or exported from the folder of a run."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hwnas.errors import HwnasError
+from hwnas.network import macs, parameters
+from hwnas.runs import Proof, write_text
+from hwnas.space import lower
+from hwnas.stages import (
+    SETTINGS,
+    Job,
+    Listener,
+    file_name,
+    latency_table,
+    load_settings,
+    make_job,
+    proved,
+    restored,
+    retrained,
+    save_settings,
+)
+
+
+def retrain_architecture(
+    architecture_file: Path, folder: Path | None, space: str | None, make: Callable[[str], Job]
+) -> tuple[Path, dict[str, Any]]:
+    """Trains the network of an architecture file from new weights, in a run's folder that `export_run` takes.
+
+    Args:
+        architecture_file: the `architecture.json` of a run.
+        folder: of this run; `runs/retrain-...` by default.
+        space: the space's TOML file; by default the shipped space that the architecture names.
+        make: makes the job, given the space.
+
+    Returns:
+        The folder, and what was reached.
+    """
+    try:
+        text = architecture_file.read_text(encoding="utf-8")
+        named = json.loads(text)["space"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HwnasError(
+            f"{architecture_file} is not an architecture ({error!r}). Give the architecture.json of a run."
+        ) from None
+    job = make(space or named)
+    architecture = job.space.from_json(text)
+    folder = folder or job.runs / file_name(f"retrain-{architecture_file.resolve().parent.name}-{job.data.name}")
+    write_text(folder / "architecture.json", architecture.to_json())
+    save_settings(folder, job)
+    network = replace(lower(job.space, architecture), name="found")
+    trained = retrained(job, network, folder)
+    save_settings(folder, job, checkpoints=trained.checkpoints)
+    return folder, {
+        "validation_accuracy": trained.validation_accuracy,
+        "test_accuracy": trained.scorer.accuracy(job.data.test),
+        "macs": macs(network),
+        "parameters": parameters(network),
+    }
+
+
+def export_run(folder: Path, output: Path, seed: int, listener: Listener) -> Proof:
+    """Writes the ONNX model of a run's network, measured and proved now; the work of `hwnas export`.
+
+    Raises:
+        HwnasError: the folder holds no trained network, its checkpoint is damaged, or the output cannot be written.
+    """
+    from hwnas.devices import device as open_device
+
+    settings = load_settings(folder)
+    if "checkpoints" not in settings:
+        raise HwnasError(f"The run {folder} is not finished. Run the command that made it again: it goes on.")
+    job = make_job(
+        settings["space"],
+        settings["data"],
+        listener=listener,
+        **{name: settings[name] for name in SETTINGS} | {"seed": settings["seed"]},
+    )
+    architecture = job.space.from_json((folder / "architecture.json").read_text(encoding="utf-8"))
+    network = replace(lower(job.space, architecture), name="found")
+    with open_device(job.device) as device:
+        _, table = latency_table(job, device)
+        trained = restored(job, network, folder, settings["checkpoints"])
+        return proved(job, trained, architecture, table.predict(network), table.digest, device, output)

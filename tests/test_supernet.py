@@ -1,0 +1,240 @@
+"""Property: the supernet at an architecture is the single network of it, and touches no other weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from numpy_network import run_in_numpy
+
+from hwnas.jax_network import FixedNetwork
+from hwnas.network import Network, parameters
+from hwnas.space import Architecture, SearchSpace, lower
+from hwnas.space_toml import load_space, parse_space
+from hwnas.supernet import Supernet, slice_weights
+
+SMALL = parse_space("""
+name = "small"
+input_size = 16
+classes = 5
+[stem]
+channels = 8
+stride = 2
+max_pool = true
+[unit]
+split_ratio = ["1/4", "1/2", "3/4"]
+kernel = [3, 7]
+squeeze_excite = [false, true]
+residual = [false, true]
+groups = [1, 2, 4]
+extra_depthwise = [false, true]
+[[stage]]
+depth = [1, 2, 3]
+width = [16, 32]
+[[stage]]
+depth = [2, 1]
+width = [32, 16, 48]
+[head]
+channels = 16
+""")
+
+PLAIN = parse_space("""
+name = "plain"
+input_size = 8
+classes = 3
+[stem]
+channels = 8
+stride = 1
+max_pool = false
+[unit]
+split_ratio = ["1/2"]
+kernel = [3]
+squeeze_excite = [false]
+residual = [false]
+groups = [1]
+extra_depthwise = [false]
+[[stage]]
+depth = [1]
+width = [16, 8]
+[head]
+channels = 8
+""")
+
+SPACES = {space.name: space for space in (SMALL, PLAIN, load_space("shufflenet-tiny"))}
+
+QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+TOLERANCE = 1e-5
+
+
+@dataclass
+class Trial:
+    """A supernet, compiled."""
+
+    space: SearchSpace
+    supernet: Supernet
+    compiled: Any
+
+    def run(self, images: np.ndarray, code: Sequence[int], statistics: Any = None) -> tuple[Any, Any]:
+        weights = nnx.split(self.supernet, nnx.Param)[1]
+        return self.compiled(weights, images, np.array(code, np.int32), statistics)
+
+    def single(self, architecture: Architecture) -> tuple[Network, dict[str, np.ndarray]]:
+        """The network of an architecture and the weights that are cut out for it."""
+        return lower(self.space, architecture), slice_weights(self.supernet, architecture)
+
+
+@cache
+def trial(name: str) -> Trial:
+    """A supernet in which no weight hides: scales are not one, offsets and biases are not zero."""
+    space, rng = SPACES[name], np.random.default_rng(0)
+    graph, weights = nnx.split(abstract_supernet(space), nnx.Param)
+
+    def values(path, leaf):
+        normal = rng.standard_normal(leaf.shape, np.float32)
+        return jnp.asarray(1 + 0.2 * normal if ".scale" in jax.tree_util.keystr(path) else 0.3 * normal)
+
+    def call(weights, images, code, statistics):
+        return nnx.merge(graph, weights)(images, code, statistics)
+
+    supernet = nnx.merge(graph, jax.tree_util.tree_map_with_path(values, weights))
+    return Trial(space, supernet, jax.jit(call, compiler_options=QUICK_COMPILE))
+
+
+def abstract_supernet(space: SearchSpace) -> Supernet:
+    """A supernet of shapes without values."""
+    return nnx.eval_shape(lambda: Supernet(space, rngs=nnx.Rngs(0)))
+
+
+def some_images(space: SearchSpace, count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, space.input_size, space.input_size, 3), np.float32)
+
+
+def architectures(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
+    rng = Random(seed)
+    return [space.largest, space.smallest, *(space.sample(rng) for _ in range(count - 2))]
+
+
+def difference(found: Any, expected: Any) -> float:
+    """The largest difference between two logits, relative to the largest logit."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+# ---- agreement ---------------------------------------------------------------------------------------------------
+
+
+def test_the_supernet_equals_the_single_network_of_three_hundred_architectures():
+    small, images = trial("small"), some_images(SMALL, 16)
+    before = small.compiled._cache_size()
+    for architecture in architectures(SMALL, 300, seed=1):
+        found, _ = small.run(images, SMALL.encode(architecture))
+        (expected,), _ = run_in_numpy(*small.single(architecture), images)
+        assert difference(found, expected) < TOLERANCE, architecture.to_json()
+    assert small.compiled._cache_size() <= before + 1
+
+
+def test_with_statistics_of_other_images_the_supernet_equals_the_single_network_too():
+    small, images, others = trial("small"), some_images(SMALL, 16), some_images(SMALL, 16, seed=1)
+    before = small.compiled._cache_size()
+    for architecture in architectures(SMALL, 60, seed=2):
+        code, single = SMALL.encode(architecture), small.single(architecture)
+        _, statistics = small.run(others, code)
+        found, passed_on = small.run(images, code, statistics)
+        (expected,), _ = run_in_numpy(*single, images, run_in_numpy(*single, others)[1])
+        assert difference(found, expected) < TOLERANCE, architecture.to_json()
+        jax.tree.map(np.testing.assert_array_equal, passed_on, statistics)
+    assert small.compiled._cache_size() <= before + 2  # one without statistics, one with them
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_single_network_in_jax_gives_the_same_with_and_without_statistics(seed: int):
+    small, architecture = trial("small"), SMALL.sample(Random(f"jax/{seed}"))
+    network, weights = small.single(architecture)
+    graph, weights = nnx.split(FixedNetwork(network, rngs=nnx.Rngs(0), weights=weights), nnx.Param)
+    single = jax.jit(lambda *inputs: nnx.merge(graph, weights)(*inputs), compiler_options=QUICK_COMPILE)
+    images, others, code = some_images(SMALL, 16), some_images(SMALL, 16, seed=1), SMALL.encode(architecture)
+    (found, ours), (expected, theirs) = small.run(images, code), single(images, None)
+    assert difference(found, expected) < TOLERANCE
+    assert difference(small.run(others, code, ours)[0], single(others, theirs)[0]) < TOLERANCE
+
+
+def test_the_supernet_of_the_shipped_default_space_equals_its_single_networks():
+    tiny = trial("shufflenet-tiny")
+    images = some_images(tiny.space, 8)
+    for architecture in architectures(tiny.space, 6, seed=3):
+        found, _ = tiny.run(images, tiny.space.encode(architecture))
+        (expected,), _ = run_in_numpy(*tiny.single(architecture), images)
+        assert difference(found, expected) < TOLERANCE, architecture.to_json()
+    assert tiny.compiled._cache_size() == 1
+
+
+def test_a_space_without_squeeze_excite_extra_convolution_and_later_units_has_no_weights_for_them():
+    plain, images = trial("plain"), some_images(PLAIN, 16)
+    (stage,) = plain.supernet.stages
+    assert not any(name.startswith(("se_", "extra_")) for name in stage["first"])
+    for architecture in (PLAIN.largest, PLAIN.smallest):
+        found, statistics = plain.run(images, PLAIN.encode(architecture))
+        (expected,), _ = run_in_numpy(*plain.single(architecture), images)
+        assert difference(found, expected) < TOLERANCE
+        assert set(statistics) == {"stem", "stage2.first", "head"}
+
+
+def test_what_stands_at_the_places_of_units_that_are_not_there_changes_nothing():
+    images, rng = some_images(SMALL, 16), Random(5)
+    for _ in range(10):
+        code = [rng.randrange(radix) for radix in SMALL.radices]
+        found, expected = (trial("small").run(images, c)[0] for c in (code, SMALL.canonical(code)))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_new_supernet_starts_with_he_normal_kernels_and_neutral_norms():
+    supernet = Supernet(PLAIN, rngs=nnx.Rngs(0))
+    kernel = np.asarray(supernet.stages[0]["first"]["pw2.kernel"][...])
+    assert kernel.std() == pytest.approx((2 / 8) ** 0.5, rel=0.3)
+    assert (np.asarray(supernet.stem["conv_bn.scale"][...]) == 1).all()
+    assert (np.asarray(supernet.stem["conv_bn.offset"][...]) == 0).all()
+
+
+# ---- which weights an architecture uses --------------------------------------------------------------------------
+
+
+def numbered(space: SearchSpace) -> Supernet:
+    """A supernet whose weights are their own numbers."""
+    graph, weights = nnx.split(abstract_supernet(space), nnx.Param)
+    leaves, structure = jax.tree.flatten(weights)
+    starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
+    numbers = [np.arange(s, s + leaf.size).reshape(leaf.shape) for s, leaf in zip(starts[:-1], leaves, strict=True)]
+    return nnx.merge(graph, jax.tree.unflatten(structure, numbers))
+
+
+def test_slicing_takes_every_parameter_of_the_single_network_from_a_place_of_its_own():
+    supernet = numbered(SMALL)
+    for architecture in architectures(SMALL, 100, seed=6):
+        used = np.concatenate([places.ravel() for places in slice_weights(supernet, architecture).values()])
+        assert len(used) == len(set(used)) == parameters(lower(SMALL, architecture))
+
+
+def test_weights_that_an_architecture_does_not_use_get_exactly_zero_gradient():
+    graph, weights = nnx.split(trial("small").supernet, nnx.Param)
+    numbers, images = numbered(SMALL), some_images(SMALL, 8)
+
+    def loss(weights, code):
+        return (nnx.merge(graph, weights)(images, code)[0] ** 2).sum()
+
+    gradient_of = jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILE)
+    for architecture in architectures(SMALL, 60, seed=7):
+        gradient = gradient_of(weights, np.array(SMALL.encode(architecture), np.int32))
+        values = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])
+        used = slice_weights(numbers, architecture)
+        for name, places in used.items():
+            assert (values[places] != 0).any(), (name, architecture.to_json())
+        unused = np.delete(values, np.concatenate([places.ravel() for places in used.values()]))
+        assert (unused == 0).all(), architecture.to_json()
+    assert gradient_of._cache_size() == 1
