@@ -1,12 +1,16 @@
 """Timings of whole networks, and the line that leads from the sums of a latency table to them.
 
+An entry of a table is timed in a short chain, whose weights stay in the nearest cache; those of a whole network must
+come from further away in every run. So the line has a term for the number of parameters: on an x86-64 with 2 MB of
+level-2 cache a million of them costs 0.1 to 0.3 ms, and without the term errors grow with the width of the last stage.
+
 The upper ratio is a split conformal bound (Lei et al. 2018, section 2.2): the line is fitted on one half of the
 networks, and its relative errors on the other half say how far above it a new network of the space may come.
 """
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,6 +42,29 @@ class Measurement:
         return (upper - lower) / 2
 
 
+STEADY_MODELS = 8
+"""From so many models on a group shows how fast each of its rounds was."""
+
+
+def steadied(group: Mapping[int, Measurement]) -> dict[int, Measurement]:
+    """The timings of models that were sampled in the same rounds, without the ups and downs of the rounds.
+
+    A round's pace is the median, over the models, of how much longer than usual their samples of that round are (median
+    polish, Tukey 1977, on logarithms). Each sample is divided by the pace of its round relative to the median round:
+    the level stays, and only what all models shared goes. Fewer than `STEADY_MODELS` models come back as they are.
+    """
+    if len(group) < STEADY_MODELS:
+        return dict(group)
+    samples = np.log([measurement.samples_ms for measurement in group.values()])
+    usual = np.median(samples, axis=1, keepdims=True)
+    pace = np.zeros(samples.shape[1])
+    for _ in range(5):
+        pace = np.median(samples - usual, axis=0)
+        usual = np.median(samples - pace, axis=1, keepdims=True)
+    steady = np.exp(samples - pace + np.median(pace))
+    return {index: Measurement(tuple(map(float, row))) for index, row in zip(group, steady, strict=True)}
+
+
 @dataclass(frozen=True, slots=True)
 class WholeNetwork:
     """A whole network of the space, as predicted and as measured.
@@ -45,13 +72,15 @@ class WholeNetwork:
     Attributes:
         encoding: the architecture, as `SearchSpace.encode` gives it; empty for a network that has none.
         sum_ms: the sum of its units' entries.
-        measured: the first timing.
+        parameters: how many it has.
+        measured: the first timing, `steadied`.
         repeated: a second timing of the same model some time later, or no samples.
         held_out: whether the line was fitted without it.
     """
 
     encoding: tuple[int, ...]
     sum_ms: float
+    parameters: int
     measured: Measurement
     repeated: Measurement
     held_out: bool
@@ -59,21 +88,23 @@ class WholeNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The line `intercept_ms + slope * sum_ms` from unit sums to networks, and how well it holds.
+    """The line from unit sums to networks, and how well it holds.
 
     Attributes:
-        intercept_ms, slope: the line.
+        intercept_ms, slope: of the sum of the units.
+        parameter_ns: nanoseconds that each parameter adds to it.
         upper_ratio: by how much a network may be slower than the line, relative to it, with 95 % confidence.
         networks: the whole networks behind the line (`held_out` false) and behind the ratio (`held_out` true).
     """
 
     intercept_ms: float
     slope: float
+    parameter_ns: float
     upper_ratio: float
     networks: tuple[WholeNetwork, ...]
 
-    def line_ms(self, sum_ms: float) -> float:
-        return self.intercept_ms + self.slope * sum_ms
+    def line_ms(self, sum_ms: float, parameters: int) -> float:
+        return self.intercept_ms + self.slope * sum_ms + self.parameter_ns * parameters / 1e6
 
     @property
     def relative_errors(self) -> tuple[float, ...]:
@@ -106,12 +137,13 @@ class Calibration:
     def kendall_tau(self) -> float:
         """Rank correlation of predicted and measured latency on the held-out networks (Kendall 1938, tau-a)."""
         held_out = [n for n in self.networks if n.held_out]
-        return kendall_tau([n.sum_ms for n in held_out], [n.measured.median_ms for n in held_out])
+        predicted_ms = [self.line_ms(n.sum_ms, n.parameters) for n in held_out]
+        return kendall_tau(predicted_ms, [n.measured.median_ms for n in held_out])
 
 
 def relative_errors(calibration: Calibration, networks: Sequence[WholeNetwork]) -> tuple[float, ...]:
     """Measured over predicted, less one, of each network."""
-    return tuple(n.measured.median_ms / calibration.line_ms(n.sum_ms) - 1 for n in networks)
+    return tuple(n.measured.median_ms / calibration.line_ms(n.sum_ms, n.parameters) - 1 for n in networks)
 
 
 def root_mean_square(values: Sequence[float]) -> float:
@@ -132,21 +164,28 @@ def calibrate(networks: Sequence[WholeNetwork]) -> Calibration:
 
     Of a space so small that none can be held out, the fitted networks themselves give the ratio.
 
-    The line is the one of least absolute relative error, found by reweighted least squares, so that one disturbed
-    timing does not move it.
+    The line is the one of least absolute relative error, so that one disturbed timing does not move it. Parameters
+    that would make a network faster count nothing.
     """
     fitted = [network for network in networks if not network.held_out]
-    sums = np.array([network.sum_ms for network in fitted])
     measured = np.array([network.measured.median_ms for network in fitted])
-    weights = 1 / measured
-    intercept, slope = 0.0, 1.0
-    for _ in range(30):
-        design = np.stack([np.ones_like(sums), sums], axis=1) * weights[:, None]
-        (intercept, slope), *_ = np.linalg.lstsq(design, measured * weights, rcond=None)
-        residuals = np.abs(intercept + slope * sums - measured) / measured
-        weights = 1 / measured / np.sqrt(np.maximum(residuals, 0.003))
-    line = Calibration(float(intercept), float(slope), 0.0, tuple(networks))
+    columns = np.array([[1.0, network.sum_ms, network.parameters / 1e6] for network in fitted])
+    intercept, slope, parameter_ns = _least_absolute(columns, measured)
+    if parameter_ns < 0:
+        (intercept, slope), parameter_ns = _least_absolute(columns[:, :2], measured), 0.0
+    line = Calibration(float(intercept), float(slope), float(parameter_ns), 0.0, tuple(networks))
     return replace(line, upper_ratio=upper_ratio_of(line.relative_errors or relative_errors(line, networks)))
+
+
+def _least_absolute(columns: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """The factors of `columns` `[N, K]` with the least absolute relative error, by reweighted least squares."""
+    weights = 1 / measured
+    factors = np.zeros(columns.shape[1])
+    for _ in range(30):
+        factors, *_ = np.linalg.lstsq(columns * weights[:, None], measured * weights, rcond=None)
+        residuals = np.abs(columns @ factors - measured) / measured
+        weights = 1 / measured / np.sqrt(np.maximum(residuals, 0.003))
+    return factors
 
 
 def upper_ratio_of(errors: Sequence[float]) -> float:

@@ -5,7 +5,10 @@ leaves the one before as the newest whole one.
 """
 
 import hashlib
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,25 +31,35 @@ def save_checkpoint(folder: Path, step: int, tree: Any, *, keep: int = 2) -> Pat
     final, unfinished = folder / f"step-{step:08d}", folder / f"unfinished-{step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in (final, *folder.glob("unfinished-*")):
+        for old in folder.glob("unfinished-*"):
             shutil.rmtree(old, ignore_errors=True)
-        _checkpointer().save(unfinished.absolute() / "arrays", _named_leaves(tree))
-        (unfinished / SUMS).write_text("".join(f"{d}  {n}\n" for n, d in _digests(unfinished).items()))
+        with _orbax_silenced():
+            _checkpointer().save(unfinished.absolute() / "arrays", _named_leaves(tree))
+        (unfinished / SUMS).write_bytes(_sums(_digests(unfinished)))
+        shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
     except (OSError, ValueError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, ValueError) and "os_error_code" not in str(error):
+            raise  # what the operating system did not refuse is a bug
+        reason = "the disk is full" if "No space left" in str(error) else error
         raise HwnasError(
-            f"The checkpoint {final} could not be written ({error}). Free some space or give another folder, and run "
+            f"The checkpoint {final} could not be written: {reason}. Free some space or give another folder, and run "
             "the same command again: it goes on from the checkpoint before."
         ) from None
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a folder, the oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+
+
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     """Step and path of the newest whole checkpoint of a folder, if there is one."""
-    found = sorted(folder.glob("step-*"))
+    found = _checkpoints(folder)
     return (int(found[-1].name.removeprefix("step-")), found[-1]) if found else None
 
 
@@ -57,13 +70,13 @@ def load_checkpoint(path: Path, like: Tree) -> Tree:
         HwnasError: a file is missing, was changed, or the arrays are not those of `like`.
     """
     _check_sums(path)
-    stored = _checkpointer().restore(path.absolute() / "arrays")
-    wanted = _named_leaves(like)
-    for name, leaf in wanted.items():
-        if name not in stored or stored[name].shape != leaf.shape:
-            found = "missing" if name not in stored else f"of shape {stored[name].shape}"
+    stored, wanted = _checkpointer().restore(path.absolute() / "arrays"), _named_leaves(like)
+    found, expected = ({name: leaf.shape for name, leaf in leaves.items()} for leaves in (stored, wanted))
+    for name in sorted(found | expected):
+        if found.get(name) != expected.get(name):
             raise HwnasError(
-                f"The checkpoint {path} belongs to another network: {name} is {found}, {leaf.shape} is wanted. "
+                f"The checkpoint {path} belongs to another network: the shape of {name} is "
+                f"{found.get(name, 'missing')} there and {expected.get(name, 'missing')} here. "
                 "Give another folder, or remove that one to train anew."
             )
     structure = jax.tree.structure(like)
@@ -74,8 +87,8 @@ def _check_sums(path: Path) -> None:
     rule = f"The checkpoint {path} is damaged"
     action = "Remove that folder and run the same command again: it goes on from the checkpoint before."
     try:
-        lines = (path / SUMS).read_text().splitlines()
-        promised = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        text = (path / SUMS).read_bytes()
+        promised = {name: digest for digest, name in (line.split("  ", 1) for line in text.decode().splitlines())}
     except (OSError, ValueError):
         raise HwnasError(f"{rule}: its {SUMS} cannot be read. {action}") from None
     found = _digests(path)
@@ -83,6 +96,13 @@ def _check_sums(path: Path) -> None:
         if promised.get(name) != found.get(name):
             how = "is missing" if name not in found else "was changed since it was written"
             raise HwnasError(f"{rule}: {name} {how}. {action}")
+    if text != _sums(found):
+        raise HwnasError(f"{rule}: its {SUMS} was changed since it was written. {action}")
+
+
+def _sums(digests: dict[str, str]) -> bytes:
+    """What `sha256sum` prints for these files."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -94,6 +114,17 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by a readable name that serves as a file's key."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {f"{i:04d}{jax.tree_util.keystr(path)}".replace("/", "|"): leaf for i, (path, leaf) in enumerate(leaves)}
+
+
+@contextmanager
+def _orbax_silenced() -> Iterator[None]:
+    """Orbax logs what its writers raise, with their tracebacks, and raises it again: once is enough."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _checkpointer() -> Any:

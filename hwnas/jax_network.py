@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from hwnas.jax_layers import Array, batch_norm, convolution, fixed_norm, pool
+from hwnas.jax_layers import Array, batch_norm, convolution, fixed_norm, he_normal, pool
 from hwnas.network import (
     TRAINED,
     Activation,
@@ -87,8 +88,8 @@ class FixedNetwork(nnx.Module):
 
 def _initial(suffix: str, shape: Shape, rngs: nnx.Rngs) -> Array:
     if suffix == "kernel":
-        return jax.random.normal(rngs.params(), shape) * math.sqrt(2 / math.prod(shape[:-1]))
-    return jnp.ones(shape) if suffix == "scale" else jnp.zeros(shape)
+        return he_normal(rngs.params(), shape, math.prod(shape[:-1]))
+    return jnp.asarray(np.full(shape, suffix == "scale", np.float32))
 
 
 def _normalise(

@@ -1,8 +1,9 @@
 """`LatencyTable`: what each unit of a space costs on one device, and what a whole network will cost there.
 
 A table describes itself: the device and how it was timed, every sample, and the whole networks on which the prediction
-was calibrated and checked. A prediction is `a + b * (sum of the units' milliseconds)`; its upper bound is that times
-one plus a ratio that 95 % of unseen networks of the space stay under (split conformal prediction, Lei et al. 2018).
+was calibrated and checked. A prediction is `a + b * (sum of the units' milliseconds) + c * parameters`; its upper bound
+is that times one plus a ratio that 95 % of unseen networks of the space stay under (split conformal prediction, Lei et
+al. 2018).
 """
 
 import hashlib
@@ -18,8 +19,8 @@ from typing import Any
 
 from hwnas.calibration import Calibration, Measurement, WholeNetwork, upper_ratio_of
 from hwnas.errors import HwnasError
-from hwnas.network import Network, unit_key
-from hwnas.places import network_at, places_of_architecture
+from hwnas.network import Network, parameters, unit_key
+from hwnas.places import Place, network_at, places_of_architecture
 from hwnas.space import Architecture, SearchSpace
 
 
@@ -78,7 +79,7 @@ class Entry:
     Attributes:
         key: `network.unit_key` of the unit.
         unit: what it is and where it stands, for people.
-        measurement: the gain in each round, over the median time of the network without the unit.
+        measurement: the gain in each round, `steadied`, over the median time of the network without the unit.
     """
 
     key: str
@@ -93,7 +94,7 @@ class Entry:
 
 FORMAT = "hwnas latency table 1"
 WHAT = "milliseconds (ms) a run; an entry is what a network gains when the unit is added: the median of its samples"
-_LINE_FIELDS = ("intercept_ms", "slope", "upper_ratio")
+_LINE_FIELDS = ("intercept_ms", "slope", "parameter_ns", "upper_ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +131,21 @@ class LatencyTable:
 
     def predict(self, network: Network) -> Prediction:
         """What a network will take; `HwnasError` if the table lacks one of its units."""
-        return self._prediction(self.raw_sum_ms(network))
+        return self._prediction(self.raw_sum_ms(network), parameters(network))
 
     def predictor(self, space: SearchSpace) -> Callable[[Architecture], Prediction]:
         """`predict` for architectures of a space, remembering each unit it has seen: tens of microseconds a call."""
-        known: dict[tuple[object, ...], float] = {}
+        known: dict[Place, tuple[float, int]] = {}
 
         def predict(architecture: Architecture) -> Prediction:
-            total = 0.0
+            sum_ms, count = 0.0, 0
             for place in places_of_architecture(space, architecture):
-                if (latency_ms := known.get(place)) is None:
-                    latency_ms = known[place] = self.raw_sum_ms(network_at(space, [place]))
-                total += latency_ms
-            return self._prediction(total)
+                if (unit := known.get(place)) is None:
+                    network = network_at(space, [place])
+                    unit = known[place] = self.raw_sum_ms(network), parameters(network)
+                sum_ms += unit[0]
+                count += unit[1]
+            return self._prediction(sum_ms, count)
 
         return predict
 
@@ -152,12 +155,18 @@ class LatencyTable:
         The line is scaled by the median of measured over predicted, and the new networks join the held-out ones behind
         the upper ratio. No pairs leave the table as it is.
         """
-        new = [WholeNetwork((), self.raw_sum_ms(n), m, Measurement(()), held_out=True) for n, m in pairs]
+        new = [WholeNetwork((), self.raw_sum_ms(n), parameters(n), m, Measurement(()), held_out=True) for n, m in pairs]
         if not new:
             return self
         old = self.calibration
-        factor = statistics.median(n.measured.median_ms / old.line_ms(n.sum_ms) for n in new)
-        line = Calibration(old.intercept_ms * factor, old.slope * factor, 0.0, (*old.networks, *new))
+        factor = statistics.median(n.measured.median_ms / old.line_ms(n.sum_ms, n.parameters) for n in new)
+        line = replace(
+            old,
+            intercept_ms=old.intercept_ms * factor,
+            slope=old.slope * factor,
+            parameter_ns=old.parameter_ns * factor,
+            networks=(*old.networks, *new),
+        )
         return replace(self, calibration=replace(line, upper_ratio=upper_ratio_of(line.relative_errors)))
 
     def check_device(self, conditions: Conditions) -> None:
@@ -220,8 +229,8 @@ class LatencyTable:
             )
         return [self.entries[key] for key in keys]
 
-    def _prediction(self, sum_ms: float) -> Prediction:
-        latency_ms = self.calibration.line_ms(sum_ms)
+    def _prediction(self, sum_ms: float, count: int) -> Prediction:
+        latency_ms = self.calibration.line_ms(sum_ms, count)
         return Prediction(latency_ms, latency_ms * (1 + self.calibration.upper_ratio))
 
 
@@ -310,6 +319,7 @@ def _network_json(network: WholeNetwork) -> dict[str, Any]:
     return {
         "encoding": network.encoding,
         "sum_ms": network.sum_ms,
+        "parameters": network.parameters,
         "measured_ms": network.measured.samples_ms,
         "repeated_ms": network.repeated.samples_ms,
         "held_out": network.held_out,
@@ -320,6 +330,7 @@ def _parse_network(data: dict[str, Any]) -> WholeNetwork:
     return WholeNetwork(
         tuple(_checked(index, "an index", int) for index in data["encoding"]),
         _time_ms(data["sum_ms"], "sum_ms"),
+        _checked(data["parameters"], "parameters", int),
         Measurement(_samples(data["measured_ms"], least=1)),
         Measurement(_samples(data["repeated_ms"], least=0)),
         _checked(data["held_out"], "held_out", bool),

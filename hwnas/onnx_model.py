@@ -1,6 +1,7 @@
 """`Network` + weights -> ONNX: NCHW, plain operators, each batch norm folded into the convolution before it.
 
-`int8` is the same graph after the pass of `quantization.py`. The same function makes the pieces that a latency table times and the model that ships.
+The same function makes the pieces that a latency table times and the model that ships. In the precision `int8` it is
+the same graph after the pass of `quantization.py`.
 """
 
 import math

@@ -84,7 +84,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
     """
     from hwnas.devices import device as open_device
     from hwnas.report import write_report
-    from hwnas.search import check_settings
+    from hwnas.search import check_budget, check_settings
 
     check_settings(plan.budget_ms, plan.trials, plan.sampler)
     folder = folder or run_folder(job, plan)
@@ -93,7 +93,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         with timed(seconds, "latency table"):
             path, table = latency_table(job, device)
         digest = table.digest
-        check_within_reach(job, plan, table)
+        check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device)
         with timed(seconds, "supernet"):
             _, supernet = trained_supernet(job)
         save_settings(folder, job, plan=asdict(plan), table=str(path))
@@ -149,18 +149,6 @@ def fastest_ms(job: Job, table: LatencyTable) -> float:
     return upper_ms(fastest(job.space, upper_ms, 0.0))
 
 
-def check_within_reach(job: Job, plan: Plan, table: LatencyTable) -> None:
-    """Says at once, before anything is trained, that a budget cannot be met or does not bind."""
-    from hwnas.search import check_budget
-
-    slowest_ms = check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device)
-    if slowest_ms <= plan.budget_ms:
-        job.listener.note(
-            f"The budget does not bind: every architecture of {job.space.name} is within {plan.budget_ms:g} ms on "
-            f"{job.device}; the slowest needs {slowest_ms:.3g} ms (upper estimate)."
-        )
-
-
 # ---- search and finalists ------------------------------------------------------------------------------------------
 
 
@@ -198,6 +186,8 @@ def searched(
             identity={"table_sha256": digest, "supernet": supernet_folder(job, supernet_recipe(job)).name},
             on_trial=_trial_listener(job, trials),
         )
+        for note in result.notes:
+            job.listener.note(note)
         new, table = _measured_finalists(job, plan, result, table, measured, device)
         measured += new
         if attempt == SEARCH_ATTEMPTS or any(candidate.kept for candidate in measured):

@@ -1,9 +1,10 @@
 """A search space and a device -> a latency table.
 
-An entry is a difference: the median of a network with the unit, less that of the same network without it (its host),
-timed in the same rounds. Medians and not minima: while something else runs on the other half of a core, the least
-sample of one model falls into a free moment and that of the next does not. The host gives the unit the neighbours that it has in the space, so that what the runtime does at its borders
-(changes of layout, fusions) is paid as in a whole network:
+An entry is a difference: the median time of a network with the unit, less that of the same network without it (its
+host), both from the same rounds. Medians and not minima: while something else runs on the other half of a core, the
+least sample of one model falls into a free moment and that of the next does not. The host gives the unit the neighbours
+that it has in the space, so that what the runtime does at its borders (changes of layout, fusions) is paid as in a
+whole network:
 
 | unit                        | host                                   | with the unit                          |
 |-----------------------------|----------------------------------------|----------------------------------------|
@@ -23,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate
+from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, steadied
 from hwnas.devices import Device, Timing
 from hwnas.errors import HwnasError
 from hwnas.journal import Journal, now
 from hwnas.latency import Conditions, Entry, LatencyTable, load_table, table_path
-from hwnas.network import Network, unit_key
+from hwnas.network import Network, parameters, unit_key
 from hwnas.onnx_model import random_weights, to_onnx
 from hwnas.places import (
     Place,
@@ -157,7 +158,7 @@ def check_table(
         table: covers the space.
         space: where the networks are drawn from, by `SearchSpace.sample`.
         device: where the table was measured.
-        networks: how many.
+        networks: how many to draw; one that is drawn twice counts once.
         seed: of the draw, the weights and the inputs.
 
     Returns:
@@ -211,12 +212,12 @@ def _pipelined(job: _Job, groups: Iterable[Group]) -> Iterator[tuple[Group, dict
     """Groups and their timings; the models of the next group are built while the device times this one."""
     running: tuple[Group, Iterator[tuple[int, Measurement]]] | None = None
     for group in groups:
-        finished = running and (running[0], dict(running[1]))
+        finished = running and (running[0], steadied(dict(running[1])))
         running = group, job.device.measure(group.models, job.timing)
         if finished:
             yield finished
     if running:
-        yield running[0], dict(running[1])
+        yield running[0], steadied(dict(running[1]))
 
 
 def _groups(job: _Job, units: Sequence[tuple[str, Place]]) -> Iterator[Group]:
@@ -288,12 +289,15 @@ def _calibration_networks(job: _Job, unit_ms: Mapping[Place, float]) -> list[Who
 
 def _whole_networks(job: _Job, sum_ms: Mapping[Code, float], held_out: Sequence[Code]) -> list[WholeNetwork]:
     """The networks that `sum_ms` holds, each timed twice."""
-    models = [job.model(lower(job.space, job.space.decode(code))) for code in sum_ms]
+    networks = [lower(job.space, job.space.decode(code)) for code in sum_ms]
+    models = [job.model(network) for network in networks]
     timing = replace(job.timing, rounds=NETWORK_ROUNDS)
-    first, second = (dict(job.device.measure(models, timing)) for _ in range(2))
+    first, second = (steadied(dict(job.device.measure(models, timing))) for _ in range(2))
     return [
-        WholeNetwork(code, sum_ms[code], _short(first[index]), _short(second[index]), held_out=code in held_out)
-        for index, code in enumerate(sum_ms)
+        WholeNetwork(
+            code, sum_ms[code], parameters(network), _short(first[i]), _short(second[i]), held_out=code in held_out
+        )
+        for i, (code, network) in enumerate(zip(sum_ms, networks, strict=True))
     ]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from hwnas.jax_layers import Array, batch_norm, convolution, depthwise, fixed_norm, pool, take
+from hwnas.jax_layers import Array, batch_norm, convolution, depthwise, fixed_norm, he_normal, pool, take
 from hwnas.network import weight_shapes
 from hwnas.space import CHOICES, Architecture, SearchSpace, lower
 
@@ -143,14 +143,13 @@ def _parameters(shapes: dict[str, tuple[int, ...]], rngs: nnx.Rngs, copies: int 
     parameters: dict[str, nnx.Param] = {}
     for name, shape in shapes.items():
         if name.endswith("_bn"):
-            parameters[f"{name}.scale"] = nnx.Param(jnp.ones(lead + shape))
-            parameters[f"{name}.offset"] = nnx.Param(jnp.zeros(lead + shape))
+            parameters[f"{name}.scale"] = nnx.Param(jnp.asarray(np.ones(lead + shape, np.float32)))
+            parameters[f"{name}.offset"] = nnx.Param(jnp.asarray(np.zeros(lead + shape, np.float32)))
         elif name.endswith(".bias"):
-            parameters[name] = nnx.Param(jnp.zeros(lead + shape))
+            parameters[name] = nnx.Param(jnp.asarray(np.zeros(lead + shape, np.float32)))
         else:
             fan_in = math.prod(shape[:2]) if "dw" in name else math.prod(shape[:-1])
-            values = jax.random.normal(rngs.params(), lead + shape) * math.sqrt(2 / fan_in)
-            parameters[name] = nnx.Param(values)
+            parameters[name] = nnx.Param(he_normal(rngs.params(), lead + shape, fan_in))
     return nnx.Dict(parameters)
 
 

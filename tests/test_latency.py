@@ -8,11 +8,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, kendall_tau
+from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, kendall_tau, steadied
 from hwnas.errors import HwnasError
 from hwnas.latency import Conditions, Entry, LatencyTable, load_table, table_path
-from hwnas.network import macs, unit_key
-from hwnas.places import label, network_at, places_of, places_of_architecture
+from hwnas.network import macs, parameters, unit_key
+from hwnas.places import extreme_architecture, label, network_at, places_of, places_of_architecture
 from hwnas.space import lower
 from hwnas.space_toml import load_space, parse_space
 
@@ -54,12 +54,12 @@ def small_table(space, **changes):
         key = unit_key(network.units[0])
         entries[key] = Entry(key, label(space, place), Measurement((cost * 1.5, cost)))
     networks = (
-        WholeNetwork((0, 1), 1.0, Measurement((1.1, 1.2)), Measurement((1.2,)), held_out=False),
-        WholeNetwork((1, 1), 2.0, Measurement((2.1,)), Measurement(()), held_out=True),
+        WholeNetwork((0, 1), 1.0, 5, Measurement((1.1, 1.2)), Measurement((1.2,)), held_out=False),
+        WholeNetwork((1, 1), 2.0, 9, Measurement((2.1,)), Measurement(()), held_out=True),
     )
     table = LatencyTable(
         CONDITIONS, space.name, "2030-01-01T10:00:00+00:00", "2030-01-01T10:01:00+00:00", entries,
-        Calibration(0.05, 1.1, 0.2, networks),
+        Calibration(0.05, 1.1, 30.0, 0.2, networks),
     )  # fmt: skip
     return replace(table, **changes)
 
@@ -102,20 +102,50 @@ def test_a_measurement_is_summarised_by_median_minimum_and_half_the_quartile_ran
     assert Measurement((2.0,)).spread_ms == 0
 
 
+def whole(sum_ms, count, measured_ms, held_out=False):
+    return WholeNetwork((), sum_ms, count, Measurement((measured_ms,)), Measurement(()), held_out)
+
+
 def test_the_line_is_found_though_one_timing_was_disturbed():
     rng = np.random.default_rng(0)
-    sums = np.linspace(0.1, 2, 20)
-    measured = (0.03 + 1.2 * sums) * (1 + 0.005 * rng.standard_normal(20))
+    sums, counts = np.linspace(0.1, 2, 20), rng.integers(10**5, 10**6, 20)
+    line = 0.03 + 1.2 * sums + 200 * counts / 1e6 / 1e3
+    measured = line * (1 + 0.005 * rng.standard_normal(20))
     measured[7] *= 3
-    fitted = [
-        WholeNetwork((), s, Measurement((m,)), Measurement(()), False) for s, m in zip(sums, measured, strict=True)
-    ]
-    held_out = [WholeNetwork((), s, Measurement(((0.03 + 1.2 * s) * (1 + e),)), Measurement(()), True)
-                for s, e in zip(np.linspace(0.2, 1.9, 20), np.linspace(-0.1, 0.09, 20), strict=True)]  # fmt: skip
+    fitted = [whole(s, int(c), m) for s, c, m in zip(sums, counts, measured, strict=True)]
+    errors = np.linspace(-0.1, 0.09, 20)
+    held_out = [whole(s, int(c), m, True) for s, c, m in zip(sums, counts, line * (1 + errors), strict=True)]
     calibration = calibrate([*fitted, *held_out])
     assert calibration.slope == pytest.approx(1.2, rel=0.02)
-    assert calibration.intercept_ms == pytest.approx(0.03, abs=0.005)
+    assert calibration.intercept_ms == pytest.approx(0.03, abs=0.01)
+    assert calibration.parameter_ns == pytest.approx(0.2, abs=0.02)
     assert calibration.upper_ratio == pytest.approx(0.09, abs=0.01)  # the greatest of 20 errors
+    assert calibration.bias == pytest.approx(errors.mean(), abs=0.005)
+    assert calibration.coverage == 1
+    assert replace(calibration, upper_ratio=0.0).coverage == pytest.approx(0.5, abs=0.1)
+
+
+def test_parameters_never_make_a_network_faster():
+    networks = [whole(s, int(1e6 * s), 1.2 * s - 0.1 * s * s) for s in np.linspace(0.5, 2, 10)]
+    networks += [whole(n.sum_ms, 2 * n.parameters, 0.9 * n.measured.median_ms) for n in networks]
+    calibration = calibrate(networks)
+    assert calibration.parameter_ns == 0
+    assert calibration.slope > 0
+
+
+def test_ups_and_downs_that_all_models_of_a_group_share_are_taken_out_and_the_level_stays():
+    rng = np.random.default_rng(1)
+    true_ms = rng.uniform(0.1, 3, 20)
+    pace = np.array([1, 1, 1.8, 1, 1.6, 1, 1.9, 1, 1.7])
+    samples = true_ms[:, None] * pace * (1 + 0.002 * rng.standard_normal((20, 9)))
+    samples[3, 5] *= 4  # a disturbance of one model stays its own
+    group = {index: Measurement(tuple(row)) for index, row in enumerate(samples)}
+    found = steadied(group)
+    assert all(found[index].median_ms == pytest.approx(true_ms[index], rel=0.01) for index in group)
+    assert all(found[index].spread_ms < 0.01 * true_ms[index] for index in group)
+    assert max(found[3].samples_ms) > 3 * true_ms[3]
+    few = {index: group[index] for index in range(3)}
+    assert steadied(few) == few
 
 
 def test_kendall_tau_counts_concordant_less_discordant_pairs():
@@ -129,8 +159,22 @@ def test_a_prediction_is_the_line_through_the_sum_and_its_bound(space):
     network = lower(space, space.largest)
     total = sum(table.entries[unit_key(unit)].latency_ms for unit in network.units)
     prediction = table.predict(network)
-    assert prediction.latency_ms == pytest.approx(0.05 + 1.1 * total)
+    assert prediction.latency_ms == pytest.approx(0.05 + 1.1 * total + 30e-6 * parameters(network))
     assert prediction.upper_ms == pytest.approx(1.2 * prediction.latency_ms)
+
+
+def test_the_extreme_architectures_are_those_that_trying_all_finds(space):
+    rng = random.Random(3)
+    for _ in range(5):
+        unit_ms = {place: rng.random() for place in places_of(space)}
+        sums = {
+            code: sum(unit_ms[place] for place in places_of_architecture(space, space.decode(code)))
+            for code in every_architecture(space)
+        }
+        for pick, slowest in ((min, False), (max, True)):
+            assert space.encode(extreme_architecture(space, unit_ms, slowest=slowest)) == pick(
+                sums, key=lambda code: sums[code]
+            )
 
 
 def test_the_fast_predictor_agrees_with_predict(space):
@@ -194,7 +238,9 @@ def broken(path, change):
         lambda data: data["calibration"].update(networks=3),
         lambda data: data["calibration"]["networks"][0].update(measured_ms=[]),
         lambda data: data["entries"][0].update(samples_ms=[]),
-        lambda data: data["entries"][0].update(samples_ms=[0.1, -0.2]),
+        lambda data: data["entries"][0].update(samples_ms=[0.1, -0.2, -0.1]),
+        lambda data: data["calibration"]["networks"][0].update(parameters=1.5),
+        lambda data: data["calibration"].pop("parameter_ns"),
         lambda data: data["entries"][0].update(samples_ms=["0.1"]),
         lambda data: data["entries"][0].update(key=5),
         lambda data: data.update(entries=None),

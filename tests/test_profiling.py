@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,7 @@ from hwnas.journal import Journal
 from hwnas.latency import load_table, parse_entry
 from hwnas.network import unit_key
 from hwnas.places import network_at, places_of, places_of_architecture
-from hwnas.profiling import chain_of, host_of, profile, spread
+from hwnas.profiling import chain_of, check_table, host_of, profile, spread
 from hwnas.space import lower
 from hwnas.space_toml import load_space, parse_space
 
@@ -100,6 +101,29 @@ def test_half_of_forty_whole_networks_are_held_out_and_the_line_follows_them(spa
     assert all(n.repeated.samples_ms for n in calibration.networks)
     slow, fast = (finished[0].predict(lower(space, a)).latency_ms for a in (space.largest, space.smallest))
     assert slow > 1.5 * fast
+
+
+def test_a_table_is_checked_on_networks_that_it_has_not_seen(space, cpu, finished):
+    table = finished[0]
+    found = check_table(table, space, cpu, networks=12)
+    drawn = [space.decode(network.encoding) for network in found.networks]
+    assert 6 <= len(drawn) <= 12
+    assert [n.sum_ms for n in found.networks] == [table.raw_sum_ms(lower(space, a)) for a in drawn]
+    assert found.line_ms(1.0, 5) == table.calibration.line_ms(1.0, 5)
+    assert 0 < found.rms_error < 1
+    assert abs(found.bias) <= found.rms_error
+    assert found.kendall_tau > 0.3  # 0.9 on a quiet machine
+    other = replace(table, conditions=replace(table.conditions, chip="another"))
+    with pytest.raises(HwnasError, match="another"):
+        check_table(other, space, cpu, networks=1)
+
+
+def test_units_are_timed_in_8_bits_where_that_is_asked_for(space, cpu, tmp_path):
+    tiny = parse_space(SPACE.replace("[3, 5]", "[3]").replace("[false, true]", "[false]").replace("[64, 128]", "[64]"))
+    table = profile(tiny, cpu, folder=tmp_path, precision="int8")
+    assert table.conditions.precision == "int8"
+    assert [path.name for path in (tmp_path / "cpu").iterdir()] == ["made-up-int8-t1-b1.json"]
+    assert table.predict(lower(tiny, tiny.largest)).latency_ms > 0
 
 
 def test_a_killed_profile_goes_on_without_losing_or_tearing_an_entry(space, cpu, tmp_path):

@@ -33,7 +33,7 @@ def session(model, optimised=None):
 
 def logits(model, inputs):
     run = session(model).run
-    return np.concatenate([run(None, {"image": image[None]})[0] for image in inputs])
+    return np.concatenate([np.asarray(run(None, {"image": image[None]})[0]) for image in inputs])
 
 
 def both_precisions(network, inputs):
@@ -53,9 +53,8 @@ def test_a_random_network_of_the_tiny_space_says_nearly_the_same_in_8_bits():
         inputs = images(network, 100, seed=1)
         expected, found = logits(exact, inputs), logits(rounded, inputs)
         error = np.sqrt(np.mean((found - expected) ** 2) / np.mean((expected - expected.mean(0)) ** 2))
-        print(error, (found.argmax(1) == expected.argmax(1)).mean())
         assert 0 < error < 0.2
-        assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.5
+        assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.85
 
 
 def test_wrong_ranges_are_seen_in_what_comes_out():

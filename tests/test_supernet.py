@@ -93,7 +93,7 @@ class Trial:
 def trial(name: str) -> Trial:
     """A supernet in which no weight hides: scales are not one, offsets and biases are not zero."""
     space, rng = SPACES[name], np.random.default_rng(0)
-    graph, weights = nnx.split(abstract_supernet(space), nnx.Param)
+    graph, weights = nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)
 
     def values(path, leaf):
         normal = rng.standard_normal(leaf.shape, np.float32)
@@ -104,11 +104,6 @@ def trial(name: str) -> Trial:
 
     supernet = nnx.merge(graph, jax.tree_util.tree_map_with_path(values, weights))
     return Trial(space, supernet, jax.jit(call, compiler_options=QUICK_COMPILE))
-
-
-def abstract_supernet(space: SearchSpace) -> Supernet:
-    """A supernet of shapes without values."""
-    return nnx.eval_shape(lambda: Supernet(space, rngs=nnx.Rngs(0)))
 
 
 def some_images(space: SearchSpace, count: int, seed: int = 0) -> np.ndarray:
@@ -195,9 +190,12 @@ def test_what_stands_at_the_places_of_units_that_are_not_there_changes_nothing()
 
 
 def test_a_new_supernet_starts_with_he_normal_kernels_and_neutral_norms():
-    supernet = Supernet(PLAIN, rngs=nnx.Rngs(0))
-    kernel = np.asarray(supernet.stages[0]["first"]["pw2.kernel"][...])
-    assert kernel.std() == pytest.approx((2 / 8) ** 0.5, rel=0.3)
+    supernet = Supernet(SMALL, rngs=nnx.Rngs(0))
+    for name, fan_in in (("pw2.kernel", 36), ("dw.kernel", 49)):
+        kernel = np.asarray(supernet.stages[1]["later"][name][...])
+        assert kernel.std() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+    other = Supernet(SMALL, rngs=nnx.Rngs(1))
+    assert (np.asarray(supernet.stem["conv.kernel"][...]) != np.asarray(other.stem["conv.kernel"][...])).all()
     assert (np.asarray(supernet.stem["conv_bn.scale"][...]) == 1).all()
     assert (np.asarray(supernet.stem["conv_bn.offset"][...]) == 0).all()
 
@@ -207,7 +205,7 @@ def test_a_new_supernet_starts_with_he_normal_kernels_and_neutral_norms():
 
 def numbered(space: SearchSpace) -> Supernet:
     """A supernet whose weights are their own numbers."""
-    graph, weights = nnx.split(abstract_supernet(space), nnx.Param)
+    graph, weights = nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)
     leaves, structure = jax.tree.flatten(weights)
     starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
     numbers = [np.arange(s, s + leaf.size).reshape(leaf.shape) for s, leaf in zip(starts[:-1], leaves, strict=True)]
@@ -221,20 +219,46 @@ def test_slicing_takes_every_parameter_of_the_single_network_from_a_place_of_its
         assert len(used) == len(set(used)) == parameters(lower(SMALL, architecture))
 
 
+def squares(logits: jax.Array) -> jax.Array:
+    return (logits**2).sum()
+
+
+@cache
+def gradient_of_small():
+    """`(weights, images, code) -> gradient`, jitted."""
+    graph, _ = nnx.split(trial("small").supernet, nnx.Param)
+
+    def loss(weights, images, code):
+        return squares(nnx.merge(graph, weights)(images, code)[0])
+
+    return jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILE)
+
+
 def test_weights_that_an_architecture_does_not_use_get_exactly_zero_gradient():
-    graph, weights = nnx.split(trial("small").supernet, nnx.Param)
+    _, weights = nnx.split(trial("small").supernet, nnx.Param)
     numbers, images = numbered(SMALL), some_images(SMALL, 8)
-
-    def loss(weights, code):
-        return (nnx.merge(graph, weights)(images, code)[0] ** 2).sum()
-
-    gradient_of = jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILE)
+    names, reached = set(), set()
     for architecture in architectures(SMALL, 60, seed=7):
-        gradient = gradient_of(weights, np.array(SMALL.encode(architecture), np.int32))
+        gradient = gradient_of_small()(weights, images, np.array(SMALL.encode(architecture), np.int32))
         values = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])
         used = slice_weights(numbers, architecture)
-        for name, places in used.items():
-            assert (values[places] != 0).any(), (name, architecture.to_json())
         unused = np.delete(values, np.concatenate([places.ravel() for places in used.values()]))
         assert (unused == 0).all(), architecture.to_json()
-    assert gradient_of._cache_size() == 1
+        names |= set(used)
+        reached |= {name for name, places in used.items() if (values[places] != 0).any()}
+    assert reached == names
+    assert gradient_of_small()._cache_size() == 1
+
+
+def test_weights_that_an_architecture_uses_get_the_gradient_that_the_single_network_gives_them():
+    small, architecture, images = trial("small"), SMALL.sample(Random("gradient/1")), some_images(SMALL, 8)
+    graph, weights = nnx.split(small.supernet, nnx.Param)
+    found = gradient_of_small()(weights, images, np.array(SMALL.encode(architecture), np.int32))
+    network, weights = small.single(architecture)
+    single_graph, weights = nnx.split(FixedNetwork(network, rngs=nnx.Rngs(0), weights=weights), nnx.Param)
+    gradient_of = jax.grad(lambda weights: squares(nnx.merge(single_graph, weights)(images)[0]))
+    expected = nnx.merge(single_graph, jax.jit(gradient_of, compiler_options=QUICK_COMPILE)(weights))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found))
+    for name, values in slice_weights(nnx.merge(graph, found), architecture).items():
+        wanted = expected.weights[name][...]
+        np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5 * largest, err_msg=name)

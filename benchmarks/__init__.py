@@ -1,0 +1,1 @@
+"""Measurements of hwnas itself: `python -m benchmarks --list`."""

@@ -1,0 +1,124 @@
+"""A search on real images: CIFAR-10, at the measured latency of ShuffleNet V2 0.5x.
+
+The found network, ShuffleNet V2 0.5x and the best of a random search with as many evaluations are trained from new
+weights by one recipe, with several seeds, and measured side by side. Everything is kept in `runs/benchmark-cifar10`, so
+that a run that was stopped goes on. How long it trains is set by the environment variables below.
+"""
+
+import json
+import os
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.result import Result, this_machine
+from hwnas.data import DataSet, TrainSplit, ValidationSplit, load_data
+from hwnas.devices import Device, device
+from hwnas.errors import HwnasError
+from hwnas.export import measure_models
+from hwnas.network import Network, macs
+from hwnas.pipeline import Plan, searched
+from hwnas.reference.shufflenet import shufflenet_v2
+from hwnas.runs import write_text
+from hwnas.space import lower
+from hwnas.space_toml import load_space
+from hwnas.stages import Job, Listener, latency_table, model_of, retrained, timing_of, trained_supernet
+from hwnas.training import prepare_process
+
+FOLDER = Path("runs/benchmark-cifar10")
+IMAGES = int(os.environ.get("CIFAR10_IMAGES", "45000"))
+VALIDATION = int(os.environ.get("CIFAR10_VALIDATION", "5000"))
+SUPERNET_EPOCHS = int(os.environ.get("CIFAR10_SUPERNET_EPOCHS", "60"))
+EPOCHS = int(os.environ.get("CIFAR10_EPOCHS", "60"))
+SEEDS = range(int(os.environ.get("CIFAR10_SEEDS", "3")))
+TRIALS = int(os.environ.get("CIFAR10_TRIALS", "100"))
+BATCH_SIZE, LEARNING_RATE = 64, 0.1
+
+
+def cifar10() -> DataSet:
+    """CIFAR-10, found beside the checkout, in the cache or downloaded; its splits are cut as asked."""
+    beside = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
+    data = load_data(str(beside) if beside.is_dir() else "cifar10", image_size=32)
+    images, held_out = data.train.images, data.validation.images
+    assert isinstance(images, np.ndarray)
+    assert isinstance(held_out, np.ndarray)
+    train = TrainSplit(images[:IMAGES], data.train.labels[:IMAGES])
+    return replace(
+        data, train=train, validation=ValidationSplit(held_out[:VALIDATION], data.validation.labels[:VALIDATION])
+    )
+
+
+def best_of(job: Job, sampler: str, budget_ms: float, opened: Device) -> tuple[Network, float]:
+    """The most accurate finalist within the budget, and its score with inherited weights."""
+    path, table = latency_table(job, opened)
+    _, supernet = trained_supernet(job)
+    plan = Plan(budget_ms, trials=TRIALS, sampler=sampler)
+    _, measured, _ = searched(job, plan, FOLDER / sampler, table, table.digest, supernet, opened)
+    kept = [candidate for candidate in measured if candidate.kept]
+    if not kept:
+        raise HwnasError(f"No finalist of '{sampler}' kept {budget_ms:.3g} ms; the table at {path} no longer holds.")
+    best = max(kept, key=lambda candidate: candidate.accuracy)
+    return replace(lower(job.space, job.space.from_json(json.dumps(best.architecture))), name=sampler), best.accuracy
+
+
+def make_job() -> Job:
+    """The settings of the experiment."""
+    prepare_process(FOLDER / "compiled")
+    return Job(
+        load_space("shufflenet-tiny"),
+        cifar10(),
+        ("shufflenet-tiny", "cifar10"),
+        runs=FOLDER,
+        epochs=SUPERNET_EPOCHS,
+        retrain_epochs=EPOCHS,
+        batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        listener=Listener(lambda text: print(text, flush=True), lambda text: print(f"Note: {text}", flush=True)),
+    )
+
+
+def run(name: str) -> Result:
+    job = make_job()
+    baseline = shufflenet_v2("0.5x", input_size=32, classes=10, stem_stride=1, max_pool=False)
+    with device("cpu") as opened:
+        from hwnas.onnx_model import random_weights, to_onnx
+
+        model = to_onnx(baseline, random_weights(baseline, 0)).SerializeToString()
+        budget_file = FOLDER / "budget.json"
+        if not budget_file.exists():
+            budget_ms = measure_models(opened, [model], threads=1)[0].median_ms
+            write_text(budget_file, json.dumps(budget_ms))
+        budget_ms = json.loads(budget_file.read_text())
+        networks, inherited = [baseline], {}
+        for sampler in ("evolution", "random"):
+            network, inherited[sampler] = best_of(job, sampler, budget_ms, opened)
+            networks.append(network)
+        trained = {n.name: [retrained(replace(job, seed=s), n, FOLDER / n.name) for s in SEEDS] for n in networks}
+        models = [model_of(trained[n.name][0], job, {}) for n in networks]
+        timings = [timing_of(m) for m in measure_models(opened, models, threads=1)]
+    accuracy = {which: [t.scorer.accuracy(job.data.test) for t in rows] for which, rows in trained.items()}
+    mean = {which: 100 * statistics.mean(values) for which, values in accuracy.items()}
+    deviation = {w: 100 * statistics.stdev(v) if len(v) > 1 else float("nan") for w, v in accuracy.items()}
+    gain = mean["evolution"] - mean[baseline.name]
+    return Result(
+        name=name,
+        value=round(gain, 2),
+        unit="points of test accuracy over ShuffleNet V2 0.5x at its measured latency",
+        target="above the spread over seeds, and above random search",
+        met=gain > deviation["evolution"] + deviation[baseline.name] and mean["evolution"] > mean["random"],
+        spread=", ".join(f"{which} {mean[which]:.2f} ± {deviation[which]:.2f} %" for which in mean),
+        device=this_machine(),
+        details={
+            "budget": f"{budget_ms:.3f} ms (ShuffleNet V2 0.5x, measured)",
+            "measured side by side": {
+                n.name: f"{t.median_ms:.3f} ms ± {t.spread_ms:.3f}, {macs(n) / 1e6:.1f} M MACs"
+                for n, t in zip(networks, timings, strict=True)
+            },
+            "score with inherited weights": {which: f"{100 * value:.2f} %" for which, value in inherited.items()},
+            "images": f"{len(job.data.train)} training, {len(job.data.validation)} validation",
+            "training": f"supernet {SUPERNET_EPOCHS} epochs, each network {EPOCHS} epochs, {len(SEEDS)} seeds",
+            "evaluations": TRIALS,
+        },
+    )
