@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, step: int, tree: Any, *, keep: int = 2) -> Pat
         for old in folder.glob("unfinished-*"):
             shutil.rmtree(old, ignore_errors=True)
         with _orbax_silenced():
-            _checkpointer().save(unfinished.absolute() / "arrays", _named_leaves(tree))
+            _checkpointer().save(unfinished.absolute() / "arrays", _filled(_named_leaves(tree)))
         (unfinished / SUMS).write_bytes(_sums(_digests(unfinished)))
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
@@ -71,7 +71,7 @@ def load_checkpoint(path: Path, like: Tree) -> Tree:
     """
     _check_sums(path)
     stored, wanted = _checkpointer().restore(path.absolute() / "arrays"), _named_leaves(like)
-    found, expected = ({name: leaf.shape for name, leaf in leaves.items()} for leaves in (stored, wanted))
+    found, expected = ({name: leaf.shape for name, leaf in leaves.items()} for leaves in (stored, _filled(wanted)))
     for name in sorted(found | expected):
         if found.get(name) != expected.get(name):
             raise HwnasError(
@@ -80,7 +80,7 @@ def load_checkpoint(path: Path, like: Tree) -> Tree:
                 "Give another folder, or remove that one to train anew."
             )
     structure = jax.tree.structure(like)
-    return jax.tree.unflatten(structure, [np.asarray(stored[name]) for name in wanted])
+    return jax.tree.unflatten(structure, [np.asarray(stored.get(name, leaf)) for name, leaf in wanted.items()])
 
 
 def _check_sums(path: Path) -> None:
@@ -114,6 +114,11 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by a readable name that serves as a file's key."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {f"{i:04d}{jax.tree_util.keystr(path)}".replace("/", "|"): leaf for i, (path, leaf) in enumerate(leaves)}
+
+
+def _filled(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Without the arrays that hold nothing, such as the later units of a stage of one unit: Orbax refuses them."""
+    return {name: leaf for name, leaf in leaves.items() if leaf.size}
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The command line: one verb a stage. Heavy imports wait until a verb runs."""
 
+import errno
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -14,7 +15,11 @@ from hwnas.errors import HwnasError
 if TYPE_CHECKING:
     from hwnas.stages import Job, Listener
 
-INTERRUPTED = 130
+USER_ERROR, INTERRUPTED = 2, 130
+"""Exit statuses."""
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Of a disk that is full or may not be written: not a bug, wherever they come up."""
 
 app = typer.Typer(
     name="hwnas",
@@ -236,10 +241,11 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), _words(value))
+        table.add_row(name.replace("_", " "), Text(_words(value)))
     Console().print(table, highlight=False)
 
 
@@ -265,27 +271,45 @@ def reported(quiet: bool) -> Iterator["Listener"]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False)
-    columns = (BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
+    columns = (
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, visible=False)
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, soft_wrap=True)
 
         def stage(text: str) -> None:
             bar.reset(task, total=None, visible=False, description="")
-            console.print(text)
+            say(text)
 
         def progress(done: int, total: int, words: str) -> None:
             bar.update(task, completed=done, total=total, description=words, visible=True)
 
-        yield Listener(stage, lambda text: console.print(f"Note: {text}"), progress)
+        yield Listener(stage, lambda text: say(f"Note: {text}"), progress)
 
 
 def main() -> None:
     """Runs the command line; a user's mistake is one message and exit status 2."""
     try:
-        app(standalone_mode=True)
+        app()
     except HwnasError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _fail(f"{error}. What was finished is kept: free some space or allow the access, and run it again.")
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # typer turns Ctrl-C into an exit without a word
+            raise
         print("Stopped. What was finished is kept; run the same command again to go on.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(USER_ERROR)

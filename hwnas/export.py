@@ -86,7 +86,7 @@ def agreement(
         found = _run_batches(session, inputs, batch)
         total += len(expected)
         same += int((found.argmax(1) == expected.argmax(1)).sum())
-        largest = max(largest, float(np.abs(found - expected).max()))
+        largest = float(np.maximum(largest, np.abs(found - expected).max()))  # Python's own max would lose a NaN
     return total, same / total, largest
 
 

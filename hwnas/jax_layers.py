@@ -230,36 +230,3 @@ def pool(x: Array, reduction: str, side: int, stride: int, padding: int) -> Arra
     if reduction == "max":
         return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, margins)
     return lax.reduce_window(x, 0.0, lax.add, window, strides, margins) / side**2
-
-
-def take(values: Array, index: Array, back: Array, axis: int) -> Array:
-    """Rearranges one axis: `out[p] = values[index[p]]`, and zero where `index[p]` is -1.
-
-    Args:
-        values: any array.
-        index: for each place of the result, where it comes from, or -1; no value twice.
-        back: for each place of `values`, where it goes to, or -1: the inverse of `index`, with which the gradient is
-            a rearrangement too, and exactly zero where a value was not used.
-        axis: the axis that is rearranged.
-    """
-    return _take(axis % values.ndim, values, index, back)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _take(axis: int, values: Array, index: Array, back: Array) -> Array:
-    shape = [1] * values.ndim
-    shape[axis] = index.shape[0]
-    taken = jnp.take(values, jnp.maximum(index, 0), axis=axis, mode="clip")
-    return jnp.where((index >= 0).reshape(shape), taken, 0)
-
-
-def _take_forward(axis, values, index, back):
-    return _take(axis, values, index, back), (index, back)
-
-
-def _take_backward(axis, saved, g):
-    index, back = saved
-    return _take(axis, g, back, index), None, None
-
-
-_take.defvjp(_take_forward, _take_backward)

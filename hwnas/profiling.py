@@ -194,7 +194,7 @@ def _measured_units(job: _Job, journal: Journal, units: Sequence[tuple[str, Plac
     for _ in range(ATTEMPTS):
         unclear: list[tuple[str, Place]] = []
         for group, results in _pipelined(job, _groups(job, units)):
-            entries = {unit: _entry(job, group, index, results) for index, unit in enumerate(group.units)}
+            entries = {unit: entry_of(job.space, group, index, results) for index, unit in enumerate(group.units)}
             clear = {unit: entry for unit, entry in entries.items() if entry.latency_ms > 0}
             unclear += entries.keys() - clear.keys()
             journal.add(clear.values())
@@ -259,12 +259,13 @@ def copies_of(place: Place) -> int:
     return COPIES if place.stride == 1 and place.choice is not None else 1
 
 
-def _entry(job: _Job, group: Group, index: int, results: dict[int, Measurement]) -> Entry:
+def entry_of(space: SearchSpace, group: Group, index: int, results: Mapping[int, Measurement]) -> Entry:
+    """The entry of a group's unit `index`, from the timings of the group's models."""
     key, place = group.units[index]
     host_ms = results[0].median_ms if group.host else 0.0
     with_unit = results[index + len(group.models) - len(group.units)]
     gains = tuple(significant((sample - host_ms) / copies_of(place)) for sample in with_unit.samples_ms)
-    return Entry(key, label(job.space, place), Measurement(gains))
+    return Entry(key, label(space, place), Measurement(gains))
 
 
 def significant(value: float) -> float:

@@ -1,6 +1,7 @@
 """What a run found, as values that are written to its folder and read back by `show`, `export` and the report."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def load_result(folder: Path) -> RunResult:
     path = folder / "result.json"
     if not path.is_file():
         raise HwnasError(
-            f"{folder} holds no finished run: result.json is missing. Run hwnas search again to finish it."
+            f"{folder} holds no finished search: result.json is missing. If a search there was stopped, run it again "
+            "to finish it; else give the folder that hwnas search printed."
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -157,5 +159,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise HwnasError(f"{path} could not be written: {error}. Free some space, or give another folder.") from None

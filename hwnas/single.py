@@ -33,19 +33,16 @@ def retrain_architecture(
     Args:
         architecture_file: the `architecture.json` of a run.
         folder: of this run; `runs/retrain-...` by default.
-        space: the space's TOML file; by default the shipped space that the architecture names.
+        space: the space's TOML file or name; by default that of the run that found the architecture, if its file lies
+            in the run's folder, else the shipped space that it names.
         make: makes the job, given the space.
 
     Returns:
         The folder, and what was reached.
     """
-    try:
-        text = architecture_file.read_text(encoding="utf-8")
-        named = json.loads(text)["space"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HwnasError(
-            f"{architecture_file} is not an architecture ({error!r}). Give the architecture.json of a run."
-        ) from None
+    text, named = _read_architecture(architecture_file)
+    if space is None and architecture_file.with_name("run.json").is_file():
+        space = load_settings(architecture_file.parent)["space"]
     job = make(space or named)
     architecture = job.space.from_json(text)
     folder = folder or job.runs / file_name(f"retrain-{architecture_file.resolve().parent.name}-{job.data.name}")
@@ -62,6 +59,15 @@ def retrain_architecture(
     }
 
 
+def _read_architecture(path: Path) -> tuple[str, str]:
+    """The text of an architecture file, and the space that it names."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, json.loads(text)["space"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HwnasError(f"{path} is not an architecture ({error!r}). Give the architecture.json of a run.") from None
+
+
 def export_run(folder: Path, output: Path, seed: int, listener: Listener) -> Proof:
     """Writes the ONNX model of a run's network, measured and proved now; the work of `hwnas export`.
 
@@ -73,13 +79,14 @@ def export_run(folder: Path, output: Path, seed: int, listener: Listener) -> Pro
     settings = load_settings(folder)
     if "checkpoints" not in settings:
         raise HwnasError(f"The run {folder} is not finished. Run the command that made it again: it goes on.")
+    text, _ = _read_architecture(folder / "architecture.json")
     job = make_job(
         settings["space"],
         settings["data"],
         listener=listener,
         **{name: settings[name] for name in SETTINGS} | {"seed": settings["seed"]},
     )
-    architecture = job.space.from_json((folder / "architecture.json").read_text(encoding="utf-8"))
+    architecture = job.space.from_json(text)
     network = replace(lower(job.space, architecture), name="found")
     with open_device(job.device) as device:
         _, table = latency_table(job, device)

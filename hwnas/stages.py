@@ -6,6 +6,7 @@ goes on where it stopped.
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -76,6 +77,10 @@ class Job:
     batch_size: int = 32
     learning_rate: float = 0.05
     listener: Listener = Listener()
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise HwnasError(f"The learning rate is a number above 0, such as 0.05. It is {self.learning_rate}.")
 
 
 def tables_folder() -> Path:
@@ -308,15 +313,15 @@ def restored(job: Job, network: Network, folder: Path, checkpoints: str) -> Trai
     """A network that `retrained` trained in a run's folder; `HwnasError` if its checkpoint is missing or damaged."""
     from flax import nnx
 
-    from hwnas.checkpoints import load_checkpoint, newest_checkpoint
     from hwnas.jax_network import FixedNetwork
+    from hwnas.training import trained_already
 
-    found = newest_checkpoint(folder / checkpoints)
-    if found is None:
-        raise HwnasError(f"{folder} holds no trained network: {checkpoints} is empty. Run the same command again.")
-    graph, weights = nnx.split(FixedNetwork(network, rngs=nnx.Rngs(0)), nnx.Param)
-    (weights,) = load_checkpoint(found[1], (weights,))
-    return _scored(job, network, nnx.merge(graph, weights), checkpoints)
+    model = trained_already(FixedNetwork(network, rngs=nnx.Rngs(0)), folder / checkpoints)
+    if model is None:
+        raise HwnasError(
+            f"{folder} holds no trained network: {checkpoints} is empty. Run the command that made the run again."
+        )
+    return _scored(job, network, model, checkpoints)
 
 
 def _scored(job: Job, network: Network, model: "FixedNetwork", checkpoints: str) -> Trained:

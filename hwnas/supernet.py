@@ -1,14 +1,15 @@
 """The weight-sharing network of a search space: every architecture at once, compiled once.
 
 An architecture enters as its integer encoding, an array, so that nothing is ever compiled for one architecture. A
-smaller choice uses the leading part of the larger choice's weights: the first c' channels, the first units of a stage,
-the centre of the depthwise kernel, the diagonal blocks of a pointwise kernel for groups (weight sharing as in
-Once-for-All, arXiv 1908.09791, section 3, and single paths as in SPOS, arXiv 1904.00420).
+smaller choice uses a part of the larger choice's weights: some of the channels, the first units of a stage, the centre
+of the depthwise kernel, the diagonal blocks of a pointwise kernel for groups (weight sharing as in Once-for-All, arXiv
+1908.09791, section 3, and single paths as in SPOS, arXiv 1904.00420).
 
-How the channel shuffle costs nothing here: feature maps are never rearranged. A unit of stride 1 writes the output of
-its main branch over the input of that branch, and the shuffle only changes an array `order` that tells in which
-*slot* of the feature map each *channel* of the network lies. The pointwise kernels, which are small, are rearranged to
-fit. Slots beyond the chosen width hold zeros.
+Feature maps are never rearranged. They have *slots*: a stride-2 unit fills the first ones, a stride-1 unit writes the
+output of its main branch over the input of that branch, and a channel shuffle only changes the array that tells which
+*channel* of the network lies in which slot. Weights belong to slots, not to channels. So the shuffle costs nothing, and
+what a slot holds means the same in every architecture, whatever widths and split ratios have shuffled its channels to.
+Slots beyond the chosen width hold zeros.
 """
 
 import math
@@ -21,8 +22,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from hwnas.jax_layers import Array, batch_norm, convolution, depthwise, fixed_norm, he_normal, pool, take
-from hwnas.network import weight_shapes
+from hwnas.jax_layers import Array, batch_norm, convolution, depthwise, fixed_norm, he_normal, pool
+from hwnas.network import shuffle_order, weight_shapes
 from hwnas.space import CHOICES, Architecture, SearchSpace, lower
 
 Statistics = Any
@@ -102,7 +103,7 @@ class Supernet(nnx.Module):
                     given.get(later),
                 )
         weights = _values(self.head)
-        x = x @ take(weights["conv.kernel"], layout.channel, layout.slot, axis=0)
+        x = x @ weights["conv.kernel"]
         x, used["head"] = _norm(x, _affine(weights, "conv_bn"), given.get("head"))
         x = jax.nn.relu(x).mean((1, 2))
         return x @ weights["linear.kernel"] + weights["linear.bias"], used
@@ -113,27 +114,24 @@ class Supernet(nnx.Module):
 
 def _unit_shapes(space: SearchSpace, inputs: int, width: int, *, stride: int) -> dict[str, tuple[int, ...]]:
     """The shapes of a unit's weights at the widest choice. A batch norm stands under its name, with its channels."""
-    ratios, kernel = space.choices["split_ratio"], max(space.choices["kernel"])
-    main = int(width * max(ratios))
-    side = width - int(width * min(ratios))
-    inputs = main if stride == 1 else inputs
+    main, kernel = int(width * max(space.choices["split_ratio"])), max(space.choices["kernel"])
     shapes: dict[str, tuple[int, ...]] = {
         "pw1.kernel": (inputs, main),
         "pw1_bn": (main,),
         "dw.kernel": (kernel, kernel, main),
         "dw_bn": (main,),
-        "pw2.kernel": (main, main),
-        "pw2_bn": (main,),
+        "pw2.kernel": (main, width),
+        "pw2_bn": (width,),
     }
     if any(space.choices["extra_depthwise"]):
         shapes |= {"extra_dw.kernel": (3, 3, inputs), "extra_dw_bn": (inputs,)}
     if any(space.choices["squeeze_excite"]):
         hidden = max(1, main // 4)
-        shapes |= {"se_reduce.kernel": (main, hidden), "se_reduce.bias": (hidden,)}
-        shapes |= {"se_expand.kernel": (hidden, main), "se_expand.bias": (main,)}
+        shapes |= {"se_reduce.kernel": (width, hidden), "se_reduce.bias": (hidden,)}
+        shapes |= {"se_expand.kernel": (hidden, width), "se_expand.bias": (width,)}
     if stride == 2:
         shapes |= {"side_dw.kernel": (kernel, kernel, inputs), "side_dw_bn": (inputs,)}
-        shapes |= {"side_pw.kernel": (inputs, side), "side_pw_bn": (side,)}
+        shapes |= {"side_pw.kernel": (inputs, width), "side_pw_bn": (width,)}
     return shapes
 
 
@@ -163,41 +161,30 @@ def _values(parameters: nnx.Dict) -> dict[str, Array]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Layout:
-    """Which channel of the network lies in which slot of a feature map with `C` slots.
+    """Which channel of the network lies in which slot of a feature map.
 
     Attributes:
         width: channels in use, a scalar.
-        slot: `[C]`, the slot of each channel, -1 beyond the width.
-        channel: `[C]`, the channel in each slot, -1 in empty slots: the inverse of `slot`.
+        channel: `[slots]`, the channel in each slot, -1 in empty ones.
     """
 
     width: Array
-    slot: Array
     channel: Array
 
     @staticmethod
     def plain(width: Array, slots: int) -> "_Layout":
         """Channel i in slot i."""
-        index = _below(width, slots)
-        return _Layout(width, index, index)
+        return _Layout(width, _below(width, slots))
 
     def shuffled(self) -> "_Layout":
         """After a channel shuffle of two groups: nothing moves, but the channels are counted in another order."""
-        source, target = _shuffle(self.width, jnp.int32(2), self.slot.shape[0])
-        slot = jnp.where(source >= 0, self.slot[jnp.maximum(source, 0)], -1)
-        channel = jnp.where(self.channel >= 0, target[jnp.maximum(self.channel, 0)], -1)
-        return _Layout(self.width, slot, channel)
+        half = self.width // 2
+        moved = (self.channel % half) * 2 + self.channel // half
+        return _Layout(self.width, jnp.where(self.channel >= 0, moved, -1))
 
-    def last(self, count: Array, most: int) -> tuple[Array, Array]:
-        """Where the last `count` channels, the main branch's input, lie.
-
-        Returns the branch channel of each slot `[C]` and the slot of each branch channel `[most]`, -1 where none.
-        """
-        start = self.width - count
-        branch = jnp.where(self.channel >= start, self.channel - start, -1)
-        index = jnp.arange(most)
-        slot = jnp.where(index < count, self.slot[jnp.minimum(start + index, self.slot.shape[0] - 1)], -1)
-        return jnp.where(self.channel >= 0, branch, -1), slot
+    def last(self, count: Array) -> Array:
+        """Counts the last channels, the main branch's input: 0, 1, ... in their slots, -1 in the others."""
+        return jnp.maximum(self.channel - (self.width - count), -1)
 
 
 def _below(count: Array, size: int) -> Array:
@@ -206,12 +193,16 @@ def _below(count: Array, size: int) -> Array:
     return jnp.where(index < count, index, -1)
 
 
-def _shuffle(channels: Array, groups: Array, size: int) -> tuple[Array, Array]:
-    """Channel shuffle of the first `channels` of `size`: where each comes from, and where each goes; -1 beyond."""
-    index, per_group = jnp.arange(size), channels // groups
-    source = (index % groups) * per_group + index // groups
-    target = (index % per_group) * groups + index // per_group
-    return jnp.where(index < channels, source, -1), jnp.where(index < channels, target, -1)
+def _joined(inputs: Array, in_count: Array, outputs: Array, out_count: Array, groups: Array) -> Array:
+    """Which inputs a pointwise convolution joins to which outputs: `[in, out]` of true and false.
+
+    Args:
+        inputs, outputs: the channel in each slot, -1 where none takes part.
+        in_count, out_count: how many channels take part.
+        groups: of the convolution.
+    """
+    same = (inputs * groups // in_count)[:, None] == (outputs * groups // out_count)[None, :]
+    return same & (inputs >= 0)[:, None] & (outputs >= 0)[None, :]
 
 
 # ---- units -------------------------------------------------------------------------------------------------------
@@ -246,12 +237,12 @@ class _Choice:
         )
 
 
-def _affine(weights: dict[str, Array], name: str, index: Array | None = None, back: Array | None = None):
-    """Scale and offset of a batch norm, rearranged by `take` if an index is given."""
-    pair = weights[f"{name}.scale"], weights[f"{name}.offset"]
-    if index is None or back is None:
-        return pair
-    return take(pair[0], index, back, 0), take(pair[1], index, back, 0)
+def _affine(weights: dict[str, Array], name: str, active: Array | None = None) -> tuple[Array, Array]:
+    """Scale and offset of a batch norm, zero where not active."""
+    scale, offset = weights[f"{name}.scale"], weights[f"{name}.offset"]
+    if active is None:
+        return scale, offset
+    return jnp.where(active, scale, 0), jnp.where(active, offset, 0)
 
 
 def _norm(x: Array, affine: tuple[Array, Array], given: tuple[Array, Array] | None):
@@ -262,69 +253,59 @@ def _norm(x: Array, affine: tuple[Array, Array], given: tuple[Array, Array] | No
     return y, (lax.stop_gradient(mean), lax.stop_gradient(variance))
 
 
-def _block_mask(inputs: Array, outputs: Array, groups: Array, shape: tuple[int, ...]) -> Array:
-    """One where a pointwise convolution of that many groups joins input to output, else zero: `[in, out]`."""
-    rows, columns = jnp.arange(shape[0]), jnp.arange(shape[1])
-    return (rows * groups // inputs)[:, None] == (columns * groups // outputs)[None, :]
-
-
 def _main_branch(
     space: SearchSpace,
     weights: dict[str, Array],
     x: Array,
     choice: _Choice,
-    source: tuple[Array, Array, Array],
-    target: tuple[Array, Array],
+    source: tuple[Array, Array],
+    target: Array,
     stride: int,
     given: dict[str, Any],
-) -> tuple[Array, tuple[Array, Array], dict[str, Any]]:
+) -> tuple[Array, dict[str, Any]]:
     """The main branch up to its last pointwise convolution.
 
     Args:
-        source: how many channels come in, the channel of each slot of `x`, and the slot of each channel.
-        target: the branch channel of each slot of the result, and the slot of each branch channel.
+        source: the input channel in each slot of `x`, and how many there are.
+        target: the output channel in each slot of the result.
 
     Returns:
-        The convolution's output in slots, the scale and offset of the batch norm to come, and the statistics used.
+        The convolution's output in slots, and the statistics used.
     """
     used: dict[str, Any] = {}
-    inputs, channel_in, slot_in = source
-    most = weights["pw2.kernel"].shape[0]
     if "extra_dw.kernel" in weights:
 
         def extra(x):
-            kernel = take(weights["extra_dw.kernel"], channel_in, slot_in, axis=2)
-            y = depthwise(x, kernel, jnp.int32(0), (3,))
-            return _norm(y, _affine(weights, "extra_dw_bn", channel_in, slot_in), given.get("extra_dw_bn"))
+            y = depthwise(x, weights["extra_dw.kernel"], jnp.int32(0), (3,))
+            return _norm(y, _affine(weights, "extra_dw_bn", source[0] >= 0), given.get("extra_dw_bn"))
 
         nothing = jnp.zeros(x.shape[-1])
         x, used["extra_dw_bn"] = lax.cond(
             choice.extra_depthwise, extra, lambda x: (x, given.get("extra_dw_bn", (nothing, nothing))), x
         )
-    mixed, unmixed = _shuffle(choice.main, choice.groups, most)
-    kernel = weights["pw1.kernel"] * _block_mask(inputs, choice.main, choice.groups, weights["pw1.kernel"].shape)
-    kernel = take(take(kernel, channel_in, slot_in, axis=0), mixed, unmixed, axis=1)
-    x, used["pw1_bn"] = _norm(x @ kernel, _affine(weights, "pw1_bn", mixed, unmixed), given.get("pw1_bn"))
+    # between the pointwise convolutions the channels are counted as they are after the shuffle of the groups
+    shuffled = _below(choice.main, weights["dw.kernel"].shape[2])
+    unshuffled = (shuffled % choice.groups) * (choice.main // choice.groups) + shuffled // choice.groups
+    unshuffled = jnp.where(shuffled >= 0, unshuffled, -1)
+    kernel = jnp.where(_joined(*source, unshuffled, choice.main, choice.groups), weights["pw1.kernel"], 0)
+    x, used["pw1_bn"] = _norm(x @ kernel, _affine(weights, "pw1_bn", shuffled >= 0), given.get("pw1_bn"))
     x = depthwise(jax.nn.relu(x), weights["dw.kernel"], choice.kernel_index, space.choices["kernel"], stride)
-    plain = _below(choice.main, most)
-    x, used["dw_bn"] = _norm(x, _affine(weights, "dw_bn", plain, plain), given.get("dw_bn"))
-    kernel = weights["pw2.kernel"] * _block_mask(choice.main, choice.main, choice.groups, (most, most))
-    return x @ take(kernel, *target, axis=1), _affine(weights, "pw2_bn", *target), used
+    x, used["dw_bn"] = _norm(x, _affine(weights, "dw_bn", shuffled >= 0), given.get("dw_bn"))
+    joined = _joined(shuffled, choice.main, target, choice.main, choice.groups)
+    return x @ jnp.where(joined, weights["pw2.kernel"], 0), used
 
 
-def _squeeze_excite(weights: dict[str, Array], x: Array, choice: _Choice, branch: Array, slot: Array) -> Array:
+def _squeeze_excite(weights: dict[str, Array], x: Array, choice: _Choice, branch: Array) -> Array:
     """Gates the slots of the main branch; the result counts in those slots only."""
     if "se_reduce.kernel" not in weights:
         return x
     hidden = jnp.maximum(1, choice.main // 4)
 
     def gated(x):
-        mean = x.mean((1, 2))
-        active = jnp.arange(weights["se_reduce.bias"].shape[0]) < hidden
-        squeezed = mean @ take(weights["se_reduce.kernel"], branch, slot, axis=0) + weights["se_reduce.bias"]
-        squeezed = jnp.where(active, jax.nn.relu(squeezed), 0)
-        gate = squeezed @ take(weights["se_expand.kernel"], branch, slot, axis=1)
-        gate = jax.nn.sigmoid(gate + take(weights["se_expand.bias"], branch, slot, axis=0))
+        mean = jnp.where(branch >= 0, x.mean((1, 2)), 0)
+        squeezed = jax.nn.relu(mean @ weights["se_reduce.kernel"] + weights["se_reduce.bias"])
+        squeezed = jnp.where(jnp.arange(squeezed.shape[1]) < hidden, squeezed, 0)
+        gate = jax.nn.sigmoid(squeezed @ weights["se_expand.kernel"] + weights["se_expand.bias"])
         return x * gate[:, None, None, :]
 
     return lax.cond(choice.squeeze_excite, gated, lambda x: x, x)
@@ -366,11 +347,11 @@ def _stride_1_unit(
     space: SearchSpace, weights: dict[str, Array], x: Array, layout: _Layout, choice: _Choice, given: Any
 ) -> tuple[Array, _Layout, dict[str, Any]]:
     given = given or {}
-    branch, slot = layout.last(choice.main, weights["pw2.kernel"].shape[0])
-    y, affine, used = _main_branch(space, weights, x, choice, (choice.main, branch, slot), (branch, slot), 1, given)
-    y, used["pw2_bn"] = _norm(y, affine, given.get("pw2_bn"))
+    branch = layout.last(choice.main)
+    y, used = _main_branch(space, weights, x, choice, (branch, choice.main), branch, 1, given)
+    y, used["pw2_bn"] = _norm(y, _affine(weights, "pw2_bn", branch >= 0), given.get("pw2_bn"))
     y = jnp.where(choice.residual, y, jax.nn.relu(y))
-    y = _squeeze_excite(weights, y, choice, branch, slot)
+    y = _squeeze_excite(weights, y, choice, branch)
     y = jnp.where(choice.residual, jax.nn.relu(y + x), y)
     return jnp.where(branch >= 0, y, x), layout.shuffled(), used
 
@@ -386,34 +367,23 @@ def _stride_2_unit(
 ) -> tuple[Array, _Layout, dict[str, Any]]:
     """The first unit of a stage: the side branch fills the first slots, the main branch those after it."""
     given = given or {}
-    main_channels, side_channels = weights["pw2.kernel"].shape[0], weights["side_pw.kernel"].shape[1]
-    source = (layout.width, layout.channel, layout.slot)
-    side_width = choice.width - choice.main
-    index = jnp.arange(slots)
+    side_width, index = choice.width - choice.main, jnp.arange(slots)
+    side_branch = _below(side_width, slots)
     branch = jnp.where((index >= side_width) & (index < choice.width), index - side_width, -1)
-    slot = jnp.where(jnp.arange(main_channels) < choice.main, jnp.arange(main_channels) + side_width, -1)
-    y, (scale, offset), used = _main_branch(space, weights, x, choice, source, (branch, slot), 2, given)
+    y, used = _main_branch(space, weights, x, choice, (layout.channel, layout.width), branch, 2, given)
 
-    side_target = (_below(side_width, slots), _below(side_width, side_channels))
-    side = depthwise(
-        x,
-        take(weights["side_dw.kernel"], layout.channel, layout.slot, axis=2),
-        choice.kernel_index,
-        space.choices["kernel"],
-        2,
-    )
-    side, used["side_dw_bn"] = _norm(
-        side, _affine(weights, "side_dw_bn", layout.channel, layout.slot), given.get("side_dw_bn")
-    )
-    kernel = weights["side_pw.kernel"]
-    kernel = kernel * _block_mask(layout.width, side_width, choice.groups, kernel.shape)
-    kernel = take(take(kernel, layout.channel, layout.slot, axis=0), *side_target, axis=1)
-    side_scale, side_offset = _affine(weights, "side_pw_bn", *side_target)
+    side = depthwise(x, weights["side_dw.kernel"], choice.kernel_index, space.choices["kernel"], 2)
+    affine = _affine(weights, "side_dw_bn", layout.channel >= 0)
+    side, used["side_dw_bn"] = _norm(side, affine, given.get("side_dw_bn"))
+    joined = _joined(layout.channel, layout.width, side_branch, side_width, choice.groups)
+    y = y + side @ jnp.where(joined, weights["side_pw.kernel"], 0)
 
     # each slot belongs to one branch, so that one batch norm does for both
-    y, used["concat_bn"] = _norm(y + side @ kernel, (scale + side_scale, offset + side_offset), given.get("concat_bn"))
+    pairs = zip(_affine(weights, "pw2_bn", branch >= 0), _affine(weights, "side_pw_bn", side_branch >= 0), strict=True)
+    scale, offset = (main + side for main, side in pairs)
+    y, used["concat_bn"] = _norm(y, (scale, offset), given.get("concat_bn"))
     y = jax.nn.relu(y)
-    gated = _squeeze_excite(weights, y, choice, branch, slot)
+    gated = _squeeze_excite(weights, y, choice, branch)
     return jnp.where(branch >= 0, gated, y), _Layout.plain(choice.width, slots).shuffled(), used
 
 
@@ -427,18 +397,20 @@ def slice_weights(supernet: Supernet, architecture: Architecture) -> Weights:
     """
     space = supernet.space
     weights: Weights = {f"stem.{name}": value for name, value in _numpy(supernet.stem).items()}
-    inputs = space.stem_channels
+    slots = np.arange(space.stem_channels)
     for number, (stage, chosen) in enumerate(zip(supernet.stages, architecture.stages, strict=True), 2):
         first, later = _numpy(stage["first"]), _numpy(stage["later"])
         for index, choice in enumerate(chosen.units):
-            shared = first if index == 0 else {name: value[index - 1] for name, value in later.items()}
-            main = int(chosen.width * choice.split_ratio)
-            source = inputs if index == 0 else main
-            sliced = _slice_unit(shared, source, main, chosen.width - main, choice.groups, choice.kernel)
-            weights |= {f"stage{number}.{index + 1}.{name}": value for name, value in sliced.items()}
-        inputs = chosen.width
+            side_width = chosen.width - int(chosen.width * choice.split_ratio)
+            if index == 0:
+                shared, source, slots = first, slots, np.arange(chosen.width)
+            else:
+                shared, source = {name: value[index - 1] for name, value in later.items()}, slots[side_width:]
+            unit = _slice_unit(shared, source, slots[:side_width], slots[side_width:], choice.groups, choice.kernel)
+            weights |= {f"stage{number}.{index + 1}.{name}": value for name, value in unit.items()}
+            slots = slots[list(shuffle_order(chosen.width, 2))]
     head = _numpy(supernet.head)
-    head["conv.kernel"] = head["conv.kernel"][None, None, :inputs]
+    head["conv.kernel"] = head["conv.kernel"][None, None, slots]
     weights |= {f"head.{name}": value for name, value in head.items()}
     wanted = {
         f"{node.name}.{suffix}"
@@ -454,28 +426,30 @@ def _numpy(parameters: nnx.Dict) -> dict[str, np.ndarray]:
 
 
 def _slice_unit(
-    shared: dict[str, np.ndarray], inputs: int, main: int, side: int, groups: int, kernel: int
+    shared: dict[str, np.ndarray], source: np.ndarray, side: np.ndarray, target: np.ndarray, groups: int, kernel: int
 ) -> dict[str, np.ndarray]:
-    """The part of a unit's weights that one choice uses, in the shapes of its `Network`."""
-    hidden = max(1, main // 4)
-    sides = {"side_dw": inputs, "side_pw": side, "extra_dw": inputs}
+    """The part of a unit's weights that one choice uses, in the shapes of its `Network`.
+
+    Args:
+        source, side, target: the slots of the main branch's input, of the side branch's output and of the main
+            branch's output, in the order of the network's channels.
+    """
+    middle = np.arange(len(target))
+    mixed = np.argsort(shuffle_order(len(target), groups))  # where each channel goes in the shuffle of the groups
+    hidden = np.arange(max(1, len(target) // 4))
+    rows = {"pw1": source, "pw2": middle, "side_pw": source, "se_reduce": target, "se_expand": hidden}
+    columns = {"pw1": mixed, "pw2": target, "dw": middle, "extra_dw": source, "side_dw": source, "side_pw": side}
+    columns |= {"se_reduce": hidden, "se_expand": target}
     sliced: dict[str, np.ndarray] = {}
     for name, value in shared.items():
         operator, suffix = name.split(".")
         operator = operator.removesuffix("_bn")
-        if operator == "se_reduce":
-            value = value[None, None, :main, :hidden] if suffix == "kernel" else value[:hidden]
-        elif operator == "se_expand":
-            value = value[None, None, :hidden, :main] if suffix == "kernel" else value[:main]
-        elif suffix != "kernel":
-            value = value[: sides.get(operator, main)]
-        elif operator.endswith("dw"):
+        value = value[..., columns[operator]]
+        if suffix == "kernel" and operator.endswith("dw"):
             margin = 0 if operator == "extra_dw" else (value.shape[0] - kernel) // 2
-            end = value.shape[0] - margin
-            value = value[margin:end, margin:end, None, : sides.get(operator, main)]
-        else:
-            rows = main if operator == "pw2" else inputs
-            value = _diagonal_blocks(value[:rows, : sides.get(operator, main)], groups)
+            value = value[margin : value.shape[0] - margin, margin : value.shape[1] - margin, None]
+        elif suffix == "kernel":
+            value = _diagonal_blocks(value[rows[operator]], 1 if operator.startswith("se") else groups)
         sliced[name] = value
     return sliced
 

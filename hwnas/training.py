@@ -167,6 +167,16 @@ def train(
     return nnx.merge(graph, state[0])
 
 
+def trained_already(model: Model, folder: Path) -> Model | None:
+    """A network with the weights of the newest checkpoint that `train` wrote to `folder`, if there is one."""
+    found = newest_checkpoint(folder)
+    if found is None:
+        return None
+    graph, weights = nnx.split(model, nnx.Param)
+    moments = _optimizer(Recipe(epochs=1), steps=1).init(weights)  # their shapes are the same for all recipes
+    return nnx.merge(graph, load_checkpoint(found[1], (weights, moments))[0])
+
+
 def _loop(
     step_function: Callable[..., Any],
     state: Any,
@@ -209,7 +219,11 @@ def _optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
     rate = optax.warmup_cosine_decay_schedule(
         0.0, recipe.learning_rate, max(1, round(recipe.warm_up * steps)), max(2, steps)
     )
-    decays = lambda weights: jax.tree.map(lambda leaf: leaf.ndim >= 2, weights)  # noqa: E731
+
+    def decays(weights):
+        # by name: the norms of a supernet's later units are stacked, and have two axes as kernels have
+        return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), weights)
+
     return optax.chain(
         optax.clip_by_global_norm(5.0),
         optax.add_decayed_weights(recipe.weight_decay, mask=decays),

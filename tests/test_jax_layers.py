@@ -1,6 +1,6 @@
 """Agreement: the layers written for speed do what XLA's own operators and plain numpy do, gradients included."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from hwnas.jax_layers import batch_norm, channel_sum, convolution, depthwise, fixed_norm, pool, take
+from hwnas.jax_layers import batch_norm, channel_sum, convolution, depthwise, fixed_norm, pool
 
 SIDES = (3, 5, 7)
 
@@ -175,33 +175,3 @@ def test_pools_equal_windows_cut_out_by_numpy(reduction: str, side: int, stride:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (1, 2))[:, ::stride, ::stride]
     expected = windows.max((-1, -2)) if reduction == "max" else windows.mean((-1, -2))
     close(pool(x, reduction, side, stride, padding), expected)
-
-
-# ---- take --------------------------------------------------------------------------------------------------------
-
-
-INDEX, BACK = jnp.array([2, -1, 0, 3]), jnp.array([2, -1, 0, 3, -1])
-"""Four places made of five values, of which the second and the last are not used."""
-
-
-@pytest.mark.parametrize("axis", [0, 1, -1])
-def test_take_rearranges_an_axis_and_puts_zeros_where_nothing_goes(axis: int):
-    values = np.moveaxis(normal(1, 5, 2, 3), 0, axis)
-    found = np.moveaxis(np.asarray(take(values, INDEX, BACK, axis)), axis, 0)
-    first = np.moveaxis(values, axis, 0)
-    np.testing.assert_array_equal(found, np.stack([first[2], np.zeros_like(first[0]), first[0], first[3]]))
-
-
-@pytest.mark.parametrize("axis", [0, 1, -1])
-def test_the_gradient_of_take_equals_the_one_that_jax_derives_and_is_zero_where_a_value_is_not_used(axis: int):
-    values = np.moveaxis(normal(1, 5, 2, 3), 0, axis)
-
-    def plain(values):
-        first = jnp.moveaxis(values, axis, 0)
-        return jnp.moveaxis(jnp.stack([first[2], jnp.zeros_like(first[0]), first[0], first[3]]), 0, axis)
-
-    taken, back = jax.vjp(partial(take, index=INDEX, back=BACK, axis=axis), values)
-    g = normal(2, *taken.shape)
-    (found,), (expected,) = back(g), jax.vjp(plain, values)[1](g)
-    np.testing.assert_array_equal(found, expected)
-    assert (np.moveaxis(np.asarray(found), axis, 0)[[1, 4]] == 0).all()

@@ -50,6 +50,7 @@ FLOORS = {
     "pipeline": 7,
     "single": 7,
     "cli": 8,
+    "__main__": 9,
     "__init__": 9,  # the package's face: it may show anything, and nothing inside imports from it
 }
 

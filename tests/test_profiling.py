@@ -13,10 +13,10 @@ from hwnas import profiling
 from hwnas.devices import device
 from hwnas.errors import HwnasError
 from hwnas.journal import Journal
-from hwnas.latency import load_table, parse_entry
+from hwnas.latency import Measurement, load_table, parse_entry
 from hwnas.network import unit_key
 from hwnas.places import network_at, places_of, places_of_architecture
-from hwnas.profiling import chain_of, check_table, host_of, profile, spread
+from hwnas.profiling import Group, chain_of, check_table, entry_of, host_of, profile, spread
 from hwnas.space import lower
 from hwnas.space_toml import load_space, parse_space
 
@@ -194,6 +194,15 @@ def test_a_unit_that_takes_no_measurable_time_stops_the_profile_after_a_few_atte
     monkeypatch.setattr(profiling, "significant", lambda value: 0.0)
     with pytest.raises(HwnasError, match=r"no measurable time in 3 attempts, such as stem.*too busy"):
         profile(space, cpu, folder=tmp_path)
+
+
+def test_an_entry_is_the_gain_of_the_medians_shared_by_the_copies(space):
+    place = next(place for place in places_of(space) if place.choice is not None and place.stride == 1)
+    group = Group(host_of(space, place), (("key", place),), (b"host", b"chain"))
+    results = {0: Measurement((1.0, 0.2, 1.4)), 1: Measurement((2.0, 2.4, 5.0))}
+    entry = entry_of(space, group, 0, results)
+    assert entry.measurement.samples_ms == pytest.approx((0.5, 0.7, 2.0))
+    assert entry.latency_ms == pytest.approx((2.4 - 1.0) / 2)
 
 
 def test_every_chain_is_its_host_and_the_unit():

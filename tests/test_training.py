@@ -1,0 +1,341 @@
+"""Property: training resumes bit for bit, compiles once, and scores by exact statistics."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from textwrap import dedent
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+from numpy_network import run_in_numpy
+
+from hwnas import training
+from hwnas.checkpoints import newest_checkpoint
+from hwnas.data import DataSet, TestSplit, TrainSplit, ValidationSplit, load_data, normalize
+from hwnas.errors import HwnasError
+from hwnas.jax_network import FixedNetwork
+from hwnas.network import Network, NetworkBuilder
+from hwnas.space import lower
+from hwnas.space_toml import parse_space
+from hwnas.supernet import Supernet, slice_weights
+from hwnas.training import Progress, Recipe, Scorer, sandwich, single_path, train, trained_already, training_step
+
+SPACE = parse_space("""
+name = "few choices"
+input_size = 8
+classes = 3
+[stem]
+channels = 8
+stride = 1
+max_pool = false
+[unit]
+split_ratio = ["1/2"]
+kernel = [3]
+squeeze_excite = [false]
+residual = [false, true]
+groups = [1, 2]
+extra_depthwise = [false]
+[[stage]]
+depth = [1, 2, 3]
+width = [16, 8]
+[head]
+channels = 8
+""")
+
+RECIPE = Recipe(epochs=2, batch_size=8, learning_rate=0.05)
+STEPS = 2 * 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory):
+    """What one test compiled another need not compile again; also shows that kept programs compute the same."""
+    folder = tmp_path_factory.mktemp("compiled")
+    least, folder_option = "jax_persistent_cache_min_compile_time_secs", "jax_compilation_cache_dir"
+    before = getattr(jax.config, least)
+    jax.config.update(least, 0.2)
+    jax.config.update(folder_option, str(folder))
+    compilation_cache.reset_cache()
+    yield folder
+    jax.config.update(least, before)
+    jax.config.update(folder_option, None)
+    compilation_cache.reset_cache()
+
+
+def made_up_data(train_images: int = 35) -> DataSet:
+    """Images of three classes, each brighter in a colour of its own; 35 images make four batches of 8."""
+    rng = np.random.default_rng(0)
+
+    def split(kind, count):
+        labels = (np.arange(count) % 3).astype(np.int32)
+        images = rng.integers(0, 128, (count, 8, 8, 3), np.uint8)
+        images[np.arange(count), :, :, labels] += np.uint8(100)
+        return kind(images, labels)
+
+    splits = split(TrainSplit, train_images), split(ValidationSplit, 21), split(TestSplit, 6)
+    return DataSet("made up", ("red", "green", "blue"), 8, *splits, flip=True)
+
+
+def small_network(side: int = 8, classes: int = 3) -> Network:
+    b = NetworkBuilder("small", (3, side, side))
+    with b.unit("stem"):
+        x = b.conv_bn(b.input, 16, kernel=3, stride=2, activation="relu")
+    with b.unit("body"):
+        x = b.conv_bn(x, 32, kernel=3, activation="relu")
+    with b.unit("head"):
+        x = b.classifier(x, classes)
+    return b.build(x)
+
+
+def new_network() -> FixedNetwork:
+    return FixedNetwork(small_network(), rngs=nnx.Rngs(0))
+
+
+def new_supernet() -> Supernet:
+    return Supernet(SPACE, rngs=nnx.Rngs(0))
+
+
+def arrays(model: nnx.Module) -> list[np.ndarray]:
+    return [np.array(leaf) for leaf in jax.tree.leaves(nnx.split(model, nnx.Param)[1])]
+
+
+def same(ours: nnx.Module, theirs: nnx.Module) -> None:
+    for found, expected in zip(arrays(ours), arrays(theirs), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+# ---- resuming ----------------------------------------------------------------------------------------------------
+
+
+class StoppedError(Exception):
+    """What Ctrl-C would be."""
+
+
+def stop_at(step: int):
+    def listener(progress: Progress) -> None:
+        if progress.step == step:
+            raise StoppedError
+
+    return listener
+
+
+def test_training_that_was_stopped_twice_gives_the_same_weights_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = made_up_data()
+    whole = train(new_network(), data, RECIPE, tmp_path / "whole", seed=1)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    for step in (3, 5):  # in the first epoch, and at the beginning of the second
+        with pytest.raises(StoppedError):
+            train(new_network(), data, RECIPE, tmp_path / "stopped", seed=1, on_step=stop_at(step))
+        assert newest_checkpoint(tmp_path / "stopped") == (step - 1, tmp_path / "stopped" / f"step-{step - 1:08d}")
+    seen: list[Progress] = []
+    same(train(new_network(), data, RECIPE, tmp_path / "stopped", seed=1, on_step=seen.append), whole)
+    assert [progress.step for progress in seen] == [5, 6, 7, 8]
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path):
+    ones, twos = (arrays(train(new_network(), made_up_data(), RECIPE, tmp_path / str(s), seed=s)) for s in (1, 2))
+    assert all((one != two).any() for one, two in zip(ones, twos, strict=True))
+
+
+def test_a_supernet_killed_while_it_writes_a_checkpoint_resumes_bit_for_bit(tmp_path: Path, compiled_programs: Path):
+    killed = """
+    import os, pathlib, signal, sys
+    from hwnas import checkpoints, training
+    from test_training import RECIPE, SPACE, made_up_data, new_supernet
+
+    digests, calls = checkpoints._digests, []
+
+    def die_at_the_fourth(folder):
+        calls.append(folder)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return digests(folder)
+
+    checkpoints._digests = die_at_the_fourth
+    training.CHECKPOINT_SECONDS = -1.0
+    training.prepare_process(pathlib.Path(sys.argv[2]))
+    paths = training.sandwich(SPACE, seed=1)
+    training.train(new_supernet(), made_up_data(), RECIPE, pathlib.Path(sys.argv[1]), paths=paths, seed=1)
+    """
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", dedent(killed), str(folder), str(compiled_programs)]
+    child = subprocess.run(command, cwd=Path(__file__).parent, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000003", "unfinished-00000004"]
+    found, whole = (
+        train(new_supernet(), made_up_data(), RECIPE, where, paths=sandwich(SPACE, seed=1), seed=1)
+        for where in (folder, tmp_path / "whole")
+    )
+    same(found, whole)
+    assert [path.name for path in folder.iterdir() if path.name.startswith("unfinished")] == []
+
+
+def test_what_is_trained_already_is_not_trained_again(tmp_path: Path):
+    trained = train(new_network(), made_up_data(), RECIPE, tmp_path)
+    seen: list[Progress] = []
+    same(train(new_network(), made_up_data(), RECIPE, tmp_path, on_step=seen.append), trained)
+    assert seen == []
+    found = trained_already(new_network(), tmp_path)
+    assert found is not None
+    same(found, trained)
+    assert trained_already(new_network(), tmp_path / "empty") is None
+
+
+def test_the_network_that_is_given_is_not_changed_and_can_be_used_afterwards(tmp_path: Path):
+    model = new_network()
+    trained = train(model, made_up_data(), RECIPE, tmp_path)
+    same(model, new_network())
+    assert all((found != before).any() for found, before in zip(arrays(trained), arrays(model), strict=True))
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_training_with_the_step_and_what_to_do(tmp_path: Path):
+    recipe = Recipe(epochs=3, batch_size=8, learning_rate=1e38)
+    with pytest.raises(HwnasError, match=r"diverged: the loss of step \d+ is (nan|inf).*lower --learning-rate"):
+        train(new_network(), made_up_data(), recipe, tmp_path)
+
+
+def test_a_batch_larger_than_the_training_split_is_refused_with_both_sizes(tmp_path: Path):
+    with pytest.raises(HwnasError, match=r"A batch of 36 images .* made up, 35 images.*smaller --batch-size"):
+        train(new_network(), made_up_data(), Recipe(epochs=1, batch_size=36), tmp_path)
+
+
+def test_the_checkpoint_of_another_network_is_refused(tmp_path: Path):
+    train(new_network(), made_up_data(), Recipe(epochs=1, batch_size=35), tmp_path)
+    other = FixedNetwork(small_network(classes=4), rngs=nnx.Rngs(0))
+    with pytest.raises(HwnasError, match="belongs to another network"):
+        train(other, made_up_data(), RECIPE, tmp_path)
+
+
+# ---- paths and steps ---------------------------------------------------------------------------------------------
+
+
+def test_each_step_of_the_sandwich_trains_the_largest_the_smallest_and_random_architectures():
+    paths = sandwich(SPACE, seed=0, random_paths=2)
+    drawn = set()
+    for step in range(50):
+        codes = paths(step)
+        assert codes.shape == (4, len(SPACE.radices))
+        assert codes.dtype == np.int32
+        assert tuple(codes[0]) == SPACE.encode(SPACE.largest)
+        assert tuple(codes[1]) == SPACE.encode(SPACE.smallest)
+        drawn |= {tuple(code) for code in codes[2:].tolist()}
+        np.testing.assert_array_equal(codes, sandwich(SPACE, seed=0, random_paths=2)(step))
+    assert len(drawn) > 40
+    assert all(code == SPACE.canonical(code) for code in drawn)
+    assert (sandwich(SPACE, seed=1)(0)[2] != sandwich(SPACE, seed=0)(0)[2]).any()
+    assert single_path(3).shape == (1, 0)
+
+
+def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
+    data, rng = made_up_data(), Random(0)
+    graph, weights = nnx.split(new_supernet(), nnx.Param)
+    optimizer = training._optimizer(RECIPE, 40)
+    step, state, losses = training_step(graph, optimizer, RECIPE, data), (weights, optimizer.init(weights)), []
+    for number in range(40):
+        (batch,) = data.train.batches(32, seed=number)
+        codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(3)], np.int32)
+        *state, loss = step(*state, jax.random.key(number), batch.images, batch.labels, codes)
+        losses.append(float(loss))
+    assert step._cache_size() == 1
+    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
+
+
+def test_the_gradients_of_a_step_s_paths_are_averaged():
+    data = made_up_data()
+    (batch,) = data.train.batches(32, seed=0)
+    moments = []
+    for paths in (1, 3):  # of a single network all paths are alike
+        graph, weights = nnx.split(new_network(), nnx.Param)
+        optimizer = training._optimizer(RECIPE, STEPS)
+        state = weights, optimizer.init(weights), jax.random.key(0), batch.images, batch.labels
+        moments.append(training_step(graph, optimizer, RECIPE, data)(*state, np.zeros((paths, 0), np.int32))[1])
+    for one, three in zip(*map(jax.tree.leaves, moments), strict=True):
+        np.testing.assert_allclose(one, three, rtol=1e-4, atol=1e-6)
+
+
+def test_weight_decay_falls_on_kernels_only_also_where_units_are_stacked():
+    _, weights = nnx.split(new_supernet(), nnx.Param)
+    ones, zeros = (jax.tree.map(lambda leaf, value=value: np.full(leaf.shape, value), weights) for value in (1.0, 0.0))
+    optimizer = training._optimizer(Recipe(epochs=1, weight_decay=0.01), STEPS)
+    _, moments = jax.jit(lambda ones, zeros: optimizer.update(zeros, optimizer.init(ones), ones))(ones, zeros)
+    decayed = set()
+    for path, moment in jax.tree_util.tree_leaves_with_path(moments):
+        name = jax.tree_util.keystr(path)
+        if moment.ndim and (np.asarray(moment) != 0).all():
+            decayed.add(name)
+            assert "kernel" in name
+        elif moment.ndim:
+            assert "kernel" not in name
+    assert len(decayed) > 8
+
+
+def test_progress_counts_steps_and_images(tmp_path: Path):
+    seen: list[Progress] = []
+    train(new_network(), made_up_data(), RECIPE, tmp_path, on_step=seen.append)
+    assert [progress.step for progress in seen] == list(range(1, STEPS + 1))
+    assert {progress.steps for progress in seen} == {STEPS}
+    assert seen[-1].images_per_second > 0
+    assert seen[-1].seconds_left == 0
+
+
+# ---- scoring -----------------------------------------------------------------------------------------------------
+
+
+def test_statistics_estimated_batch_by_batch_are_those_of_all_calibration_images_at_once():
+    data, model = made_up_data(100), new_network()
+    scorer = Scorer(model, data, calibration_images=90, batch_size=16)
+    images = np.concatenate(scorer.calibration)
+    assert images.shape == (80, 8, 8, 3)
+    inputs = np.asarray(normalize(images, data.mean, data.std))
+    weights = {name: np.asarray(value[...]) for name, value in model.weights.items()}
+    _, exact = run_in_numpy(model.network, weights, inputs)
+    for found, expected in zip(scorer.statistics()["stem.conv_bn"], exact["stem.conv_bn"], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    means = {name: np.asarray(pair[0]) for name, pair in scorer.statistics().items()}
+    np.testing.assert_allclose(means["body.conv_bn"], exact["body.conv_bn"][0], rtol=0.2, atol=0.05)
+
+
+def test_the_accuracy_of_a_supernet_s_architecture_is_that_of_its_single_network_and_compiles_once():
+    data, supernet, rng = made_up_data(100), new_supernet(), Random(0)
+    scorer = Scorer(supernet, data, calibration_images=64, batch_size=64)
+    images = np.asarray(normalize(data.validation.images, data.mean, data.std))
+    calibration = np.asarray(normalize(scorer.calibration[0], data.mean, data.std))
+    seen = set()
+    for architecture in [SPACE.largest, SPACE.smallest, *(SPACE.sample(rng) for _ in range(10))]:
+        single = lower(SPACE, architecture), slice_weights(supernet, architecture)
+        (logits,), _ = run_in_numpy(*single, images, run_in_numpy(*single, calibration)[1])
+        expected = (logits.argmax(1) == data.validation.labels).mean()
+        assert scorer.accuracy(data.validation, SPACE.encode(architecture)) == pytest.approx(expected)
+        seen.add(float(expected))
+    assert len(seen) > 2
+    assert scorer._logits._cache_size() == 1
+    assert scorer._batch_statistics._cache_size() == 1
+
+
+def test_the_last_short_batch_of_a_split_counts_too():
+    data = made_up_data()
+    accuracies = {Scorer(new_network(), data, batch_size=8).accuracy(data.validation)}
+    scorer = Scorer(new_network(), data, batch_size=8)
+    statistics = scorer.statistics()
+    logits = np.concatenate([scorer.logits(data.validation.images[i : i + 1], statistics) for i in range(21)])
+    accuracies.add(float((logits.argmax(1) == data.validation.labels).mean()))
+    assert len(accuracies) == 1
+
+
+def test_a_tiny_network_learns_the_handwritten_digits(tmp_path: Path):
+    data = load_data("digits", image_size=8)
+    model = FixedNetwork(small_network(classes=10), rngs=nnx.Rngs(0))
+    losses: list[float] = []
+    recipe = Recipe(epochs=8, batch_size=64, learning_rate=0.2)
+    trained = train(model, data, recipe, tmp_path, on_step=lambda progress: losses.append(progress.loss))
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.3
+    assert Scorer(trained, data).accuracy(data.validation) > 0.5
