@@ -40,7 +40,7 @@ Data = Annotated[
 DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that a run of the model may use.")]
 BatchImages = Annotated[int, typer.Option("--batch", min=1, help="Images a run of the model takes.")]
-Precision = Annotated[str, typer.Option("--precision", help="Arithmetic of the model on the device.")]
+Precision = Annotated[str, typer.Option("--precision", help="Arithmetic of the model on the device: fp32 or int8.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of results.")]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images for the supernet.")]

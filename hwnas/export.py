@@ -15,6 +15,7 @@ from hwnas.jax_network import FixedNetwork, Statistics
 from hwnas.latency import Measurement
 from hwnas.network import Network
 from hwnas.onnx_model import to_onnx
+from hwnas.quantization import activation_ranges
 from hwnas.training import Scorer
 
 PROOF_IMAGES = 1024
@@ -29,13 +30,36 @@ def network_weights(model: FixedNetwork, statistics: Statistics) -> dict[str, np
     return weights
 
 
-def onnx_bytes(network: Network, weights: Mapping[str, Any], *, batch: int, metadata: Mapping[str, str]) -> bytes:
-    """The checked ONNX file of a network."""
+def onnx_bytes(
+    network: Network,
+    weights: Mapping[str, Any],
+    *,
+    batch: int,
+    precision: str,
+    metadata: Mapping[str, str],
+    images: np.ndarray | None = None,
+) -> bytes:
+    """The checked ONNX file of a network.
+
+    Args:
+        batch, precision: of the model.
+        metadata: facts for the file.
+        images: `[N, 3, H, W]`, normalised, over which the ranges of an int8 model's activations are taken; without
+            them it is good for timing only.
+    """
     import onnx
 
-    model = to_onnx(network, weights, batch=batch, metadata=metadata)
+    ranges = None
+    if precision != "fp32" and images is not None:
+        ranges = activation_ranges(to_onnx(network, weights, batch=batch), images)
+    model = to_onnx(network, weights, batch=batch, precision=precision, ranges=ranges, metadata=metadata)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def network_input(images: np.ndarray, data: DataSet) -> np.ndarray:
+    """Images uint8 `[N, H, W, 3]` as an exported model takes them: float32 `[N, 3, H, W]`, normalised."""
+    return np.asarray(normalize(images, data.mean, data.std)).transpose(0, 3, 1, 2)
 
 
 def measure_models(device: Device, models: list[bytes], *, threads: int, rounds: int = 50) -> list[Measurement]:
@@ -82,8 +106,7 @@ def agreement(
         if total >= PROOF_IMAGES:
             break
         expected = scorer.logits(images, statistics)
-        inputs = np.asarray(normalize(images, data.mean, data.std)).transpose(0, 3, 1, 2)
-        found = _run_batches(session, inputs, batch)
+        found = _run_batches(session, network_input(images, data), batch)
         total += len(expected)
         same += int((found.argmax(1) == expected.argmax(1)).sum())
         largest = float(np.maximum(largest, np.abs(found - expected).max()))  # Python's own max would lose a NaN

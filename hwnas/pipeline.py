@@ -226,7 +226,8 @@ def _measured_finalists(
         return [], table
     job.listener.stage(f"Measuring the {len(chosen)} best on {job.device}")
     models = [
-        onnx_bytes(network, random_weights(network, job.seed), batch=job.batch, metadata={}) for _, network, _ in chosen
+        onnx_bytes(network, random_weights(network, job.seed), batch=job.batch, precision=job.precision, metadata={})
+        for _, network, _ in chosen
     ]
     timings = measure_models(device, models, threads=job.threads)
     found = []

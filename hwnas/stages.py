@@ -109,6 +109,9 @@ def make_job(space_source: str, data_source: str, **settings: Any) -> Job:
     return Job(space, data, sources=(space_source, data_source), **settings)
 
 
+RANGE_IMAGES = 64
+"""Training images over which the ranges of an int8 model are taken."""
+
 SETTINGS = (
     "device",
     "threads",
@@ -334,7 +337,7 @@ def _scored(job: Job, network: Network, model: "FixedNetwork", checkpoints: str)
 
 def model_of(trained: Trained, job: Job, facts: dict[str, Any]) -> bytes:
     """The ONNX file of a trained network, with facts in its metadata."""
-    from hwnas.export import network_weights, onnx_bytes
+    from hwnas.export import network_input, network_weights, onnx_bytes
 
     side = job.space.input_size
     facts = {
@@ -347,7 +350,15 @@ def model_of(trained: Trained, job: Job, facts: dict[str, Any]) -> bytes:
         "std": json.dumps(job.data.std),
     } | {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
     weights = network_weights(trained.model, trained.statistics)
-    return onnx_bytes(trained.network, weights, batch=job.batch, metadata=facts)
+    sample = next(job.data.train.batches(min(RANGE_IMAGES, len(job.data.train)), seed=0)).images
+    return onnx_bytes(
+        trained.network,
+        weights,
+        batch=job.batch,
+        precision=job.precision,
+        metadata=facts,
+        images=network_input(sample, job.data),
+    )
 
 
 def proved(

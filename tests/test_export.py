@@ -42,7 +42,9 @@ class Trained:
     weights: dict[str, np.ndarray]
 
     def model(self, changes: Mapping[str, np.ndarray] | None = None, batch: int = 1, **metadata: str) -> bytes:
-        return onnx_bytes(self.network, self.weights | dict(changes or {}), batch=batch, metadata=metadata)
+        return onnx_bytes(
+            self.network, self.weights | dict(changes or {}), batch=batch, precision="fp32", metadata=metadata
+        )
 
     def proof(self, model: bytes, batch: int = 1) -> tuple[int, float, float]:
         return agreement(model, self.scorer, self.statistics, self.data, batch=batch)
@@ -149,7 +151,7 @@ def test_input_and_output_have_the_batch_that_was_asked_for_and_run_on_normalise
 def test_a_weight_that_is_missing_or_misshapen_makes_no_model(trained: Trained):
     weights = {name: values for name, values in trained.weights.items() if name != "head.conv.kernel"}
     with pytest.raises(KeyError, match=r"head\.conv\.kernel"):
-        onnx_bytes(trained.network, weights, batch=1, metadata={})
+        onnx_bytes(trained.network, weights, batch=1, precision="fp32", metadata={})
     with pytest.raises(Exception, match="shape"):
         trained.model({"head.linear.kernel": np.zeros((17, 10), np.float32)})
 
