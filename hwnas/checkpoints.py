@@ -7,6 +7,7 @@ leaves the one before as the newest whole one.
 import hashlib
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,7 +114,7 @@ def _digests(folder: Path) -> dict[str, str]:
 def _named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by a readable name that serves as a file's key."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {f"{i:04d}{jax.tree_util.keystr(path)}".replace("/", "|"): leaf for i, (path, leaf) in enumerate(leaves)}
+    return {f"{i:04d}{jax.tree_util.keystr(path)}": leaf for i, (path, leaf) in enumerate(leaves)}
 
 
 def _filled(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -123,11 +124,21 @@ def _filled(leaves: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _orbax_silenced() -> Iterator[None]:
-    """Orbax logs what its writers raise, with their tracebacks, and raises it again: once is enough."""
-    logger = logging.getLogger("absl")
+    """Orbax logs what its writers raise, with their tracebacks, and raises it again: once is enough.
+
+    After a failure its other writers still end, and complain that nobody waits for them: that is not shown.
+    """
+    logger, shown = logging.getLogger("absl"), sys.unraisablehook
+
+    def show_others(unraisable: "sys.UnraisableHookArgs") -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            shown(unraisable)
+
     before, logger.disabled = logger.disabled, True
+    sys.unraisablehook = show_others
     try:
         yield
+        sys.unraisablehook = shown
     finally:
         logger.disabled = before
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -295,6 +296,7 @@ def reported(quiet: bool) -> Iterator["Listener"]:
 
 def main() -> None:
     """Runs the command line; a user's mistake is one message and exit status 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA complains in the terminal when a compilation is slow
     try:
         app()
     except HwnasError as error:

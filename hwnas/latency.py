@@ -169,8 +169,13 @@ class LatencyTable:
         )
         return replace(self, calibration=replace(line, upper_ratio=upper_ratio_of(line.relative_errors)))
 
-    def check_device(self, conditions: Conditions) -> None:
-        """Raises `HwnasError` naming each field in which the table was measured under other conditions."""
+    def check_device(self, conditions: Conditions, space: str | None = None) -> None:
+        """Raises `HwnasError` naming each field in which the table was measured under other conditions.
+
+        Args:
+            conditions: those of now.
+            space: what `--space` takes for the table's space, where that is a file and not a name.
+        """
         differences = self.conditions.differences(conditions)
         if differences:
             text = "; ".join(
@@ -178,7 +183,7 @@ class LatencyTable:
             )
             raise HwnasError(
                 f"This latency table of '{self.space}' was measured under other conditions ({text}), so its "
-                f"milliseconds do not hold here. Measure: {profile_command(self.space, conditions)}"
+                f"milliseconds do not hold here. Measure: {profile_command(space or self.space, conditions)}"
             )
 
     def to_json(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwnas.errors import HwnasError
-from hwnas.latency import LatencyTable, Measurement, Prediction
+from hwnas.latency import LatencyTable, Measurement, Prediction, profile_command
 from hwnas.network import macs, parameters
 from hwnas.runs import Candidate, Compared, Proof, RunResult, write_text
 from hwnas.space import Architecture, lower
@@ -96,7 +96,8 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device)
         with timed(seconds, "supernet"):
             _, supernet = trained_supernet(job)
-        save_settings(folder, job, plan=asdict(plan), table=str(path))
+        if not (folder / "run.json").exists():  # a finished run stays whole until the new one is
+            save_settings(folder, job, plan=asdict(plan), table=str(path))
         with timed(seconds, "search"):
             result, measured, table = searched(job, plan, folder, table, digest, supernet, device)
         with timed(seconds, "training and proof of the winner"):
@@ -180,7 +181,7 @@ def searched(
             device=job.device,
             trials=trials,
             storage=plan.storage or folder / "study.db",
-            name=folder.name,
+            name=f"{folder.name}-{digest[:8]}",  # with a new table the search begins anew
             sampler=plan.sampler,
             seed=job.seed,
             identity={"table_sha256": digest, "supernet": supernet_folder(job, supernet_recipe(job)).name},
@@ -293,7 +294,7 @@ def proved_winner(
     raise HwnasError(
         f"None of the {len(measured)} best architectures keeps the budget of {plan.budget_ms:g} ms as measured on "
         f"{job.device}; the fastest of them took {least:.3g} ms. The latency table may no longer hold, or the machine "
-        f"is busy: measure it anew ({table.profile_command}), or raise the budget."
+        f"is busy: measure it anew ({profile_command(job.sources[0], table.conditions)}), or raise the budget."
     )
 
 

@@ -46,10 +46,9 @@ def retrain_architecture(
     job = make(space or named)
     architecture = job.space.from_json(text)
     folder = folder or job.runs / file_name(f"retrain-{architecture_file.resolve().parent.name}-{job.data.name}")
-    write_text(folder / "architecture.json", architecture.to_json())
-    save_settings(folder, job)
     network = replace(lower(job.space, architecture), name="found")
     trained = retrained(job, network, folder)
+    write_text(folder / "architecture.json", architecture.to_json())
     save_settings(folder, job, checkpoints=trained.checkpoints)
     return folder, {
         "validation_accuracy": trained.validation_accuracy,

@@ -163,7 +163,7 @@ def latency_table(job: Job, device: "Device") -> tuple[Path, LatencyTable]:
     path = table_path(job.tables, job.space.name, conditions)
     if path.exists():
         table = load_table(path)
-        table.check_device(conditions)
+        table.check_device(conditions, job.sources[0])
         if covers(table, job.space):
             return path, table
     job.listener.stage(f"Measuring every unit of {job.space.name} on {job.device} ({conditions.chip})")
@@ -216,7 +216,7 @@ def trained_supernet(job: Job) -> tuple[Path, "Supernet"]:
     folder = supernet_folder(job, recipe)
     job.listener.stage(f"Training the supernet of {job.space.name} on {job.data.name}, {recipe.epochs} epochs")
     facts = {"space": job.space.name, "data": job.data.name, "data_fingerprint": job.data.fingerprint}
-    facts |= {"recipe": asdict(recipe), "seed": job.seed, "sampling": "sandwich: largest, smallest, 1 uniform"}
+    facts |= {"recipe": asdict(recipe), "seed": job.seed, "sampling": "uniform single paths with the sandwich rule"}
     write_text(folder / "supernet.json", json.dumps(facts, indent=1))
     model = train(
         Supernet(job.space, rngs=nnx.Rngs(job.seed)),

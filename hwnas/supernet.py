@@ -262,17 +262,18 @@ def _main_branch(
     target: Array,
     stride: int,
     given: dict[str, Any],
-) -> tuple[Array, dict[str, Any]]:
-    """The main branch up to its last pointwise convolution.
+) -> tuple[Array, Array | None, dict[str, Any]]:
+    """The main branch up to its last pointwise convolution; with stride 2 the side branch's depthwise one, too.
 
     Args:
         source: the input channel in each slot of `x`, and how many there are.
         target: the output channel in each slot of the result.
 
     Returns:
-        The convolution's output in slots, and the statistics used.
+        The convolution's output in slots, the side branch's feature map, and the statistics used.
     """
     used: dict[str, Any] = {}
+    unchanged = x
     if "extra_dw.kernel" in weights:
 
         def extra(x):
@@ -284,15 +285,24 @@ def _main_branch(
             choice.extra_depthwise, extra, lambda x: (x, given.get("extra_dw_bn", (nothing, nothing))), x
         )
     # between the pointwise convolutions the channels are counted as they are after the shuffle of the groups
-    shuffled = _below(choice.main, weights["dw.kernel"].shape[2])
+    middle = weights["dw.kernel"].shape[2]
+    shuffled = _below(choice.main, middle)
     unshuffled = (shuffled % choice.groups) * (choice.main // choice.groups) + shuffled // choice.groups
     unshuffled = jnp.where(shuffled >= 0, unshuffled, -1)
     kernel = jnp.where(_joined(*source, unshuffled, choice.main, choice.groups), weights["pw1.kernel"], 0)
-    x, used["pw1_bn"] = _norm(x @ kernel, _affine(weights, "pw1_bn", shuffled >= 0), given.get("pw1_bn"))
-    x = depthwise(jax.nn.relu(x), weights["dw.kernel"], choice.kernel_index, space.choices["kernel"], stride)
-    x, used["dw_bn"] = _norm(x, _affine(weights, "dw_bn", shuffled >= 0), given.get("dw_bn"))
+    y, used["pw1_bn"] = _norm(x @ kernel, _affine(weights, "pw1_bn", shuffled >= 0), given.get("pw1_bn"))
+    y, side = jax.nn.relu(y), None
+    if stride == 1:
+        y = depthwise(y, weights["dw.kernel"], choice.kernel_index, space.choices["kernel"])
+    else:  # both branches in one call: it is compiled for each kernel, which takes long
+        kernel = jnp.concatenate([weights["dw.kernel"], weights["side_dw.kernel"]], axis=2)
+        both = depthwise(
+            jnp.concatenate([y, unchanged], axis=3), kernel, choice.kernel_index, space.choices["kernel"], 2
+        )
+        y, side = both[..., :middle], both[..., middle:]
+    y, used["dw_bn"] = _norm(y, _affine(weights, "dw_bn", shuffled >= 0), given.get("dw_bn"))
     joined = _joined(shuffled, choice.main, target, choice.main, choice.groups)
-    return x @ jnp.where(joined, weights["pw2.kernel"], 0), used
+    return y @ jnp.where(joined, weights["pw2.kernel"], 0), side, used
 
 
 def _squeeze_excite(weights: dict[str, Array], x: Array, choice: _Choice, branch: Array) -> Array:
@@ -348,7 +358,7 @@ def _stride_1_unit(
 ) -> tuple[Array, _Layout, dict[str, Any]]:
     given = given or {}
     branch = layout.last(choice.main)
-    y, used = _main_branch(space, weights, x, choice, (branch, choice.main), branch, 1, given)
+    y, _, used = _main_branch(space, weights, x, choice, (branch, choice.main), branch, 1, given)
     y, used["pw2_bn"] = _norm(y, _affine(weights, "pw2_bn", branch >= 0), given.get("pw2_bn"))
     y = jnp.where(choice.residual, y, jax.nn.relu(y))
     y = _squeeze_excite(weights, y, choice, branch)
@@ -370,9 +380,9 @@ def _stride_2_unit(
     side_width, index = choice.width - choice.main, jnp.arange(slots)
     side_branch = _below(side_width, slots)
     branch = jnp.where((index >= side_width) & (index < choice.width), index - side_width, -1)
-    y, used = _main_branch(space, weights, x, choice, (layout.channel, layout.width), branch, 2, given)
+    y, side, used = _main_branch(space, weights, x, choice, (layout.channel, layout.width), branch, 2, given)
+    assert side is not None
 
-    side = depthwise(x, weights["side_dw.kernel"], choice.kernel_index, space.choices["kernel"], 2)
     affine = _affine(weights, "side_dw_bn", layout.channel >= 0)
     side, used["side_dw_bn"] = _norm(side, affine, given.get("side_dw_bn"))
     joined = _joined(layout.channel, layout.width, side_branch, side_width, choice.groups)

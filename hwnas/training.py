@@ -95,17 +95,18 @@ def single_path(step: int) -> np.ndarray:
     return np.zeros((1, 0), np.int32)
 
 
-def sandwich(space: SearchSpace, seed: int, random_paths: int = 1) -> PathSampler:
-    """The sandwich rule: each step trains the largest, the smallest and some uniformly drawn architectures.
+def sandwich(space: SearchSpace, seed: int, random_paths: int = 3) -> PathSampler:
+    """Uniform single paths with the sandwich rule: each step trains one end of the space and some random paths.
 
-    Sources: universally slimmable networks (arXiv 1903.05134, section 3.2); uniform single paths as in SPOS (arXiv
-    1904.00420, section 3.2).
+    The largest and the smallest architecture take turns; the others are drawn by `SearchSpace.sample`. Sources: uniform
+    single paths, SPOS (arXiv 1904.00420, section 3.2); the sandwich rule, universally slimmable networks (arXiv
+    1903.05134, section 3.2), here spread over two steps, so that most of the work goes into what a search looks at.
     """
     ends = [space.encode(space.largest), space.encode(space.smallest)]
 
     def paths(step: int) -> np.ndarray:
         rng = Random(f"{seed}/{step}")
-        return np.array(ends + [space.encode(space.sample(rng)) for _ in range(random_paths)], np.int32)
+        return np.array([ends[step % 2]] + [space.encode(space.sample(rng)) for _ in range(random_paths)], np.int32)
 
     return paths
 
@@ -140,7 +141,7 @@ def train(
         data: only the training split is read.
         recipe: how.
         folder: receives the checkpoints, one every half minute and one at the end.
-        paths: what each step trains; the gradients of its paths are averaged.
+        paths: what each step trains; each path takes an equal part of the batch.
         seed: of batches and augmentation.
         on_step: is told of every step.
 
@@ -153,16 +154,20 @@ def train(
             f"A batch of {recipe.batch_size} images is larger than the training split of {data.name}, "
             f"{len(data.train)} images. Give a smaller --batch-size."
         )
+    if recipe.batch_size % len(paths(0)):
+        raise HwnasError(
+            f"Each of the {len(paths(0))} paths of a step takes an equal part of the batch; a batch of "
+            f"{recipe.batch_size} does not divide. Give a --batch-size that is a multiple of {len(paths(0))}."
+        )
     steps = recipe.epochs * per_epoch
     graph, weights = nnx.split(model, nnx.Param)
     weights = jax.tree.map(jnp.copy, weights)  # each step gives its input's memory away
-    optimizer = _optimizer(recipe, steps)
-    state = (weights, optimizer.init(weights))
+    state = (weights, _optimizer(recipe).init(weights))
     done = 0
     if found := newest_checkpoint(folder):
         done, state = found[0], jax.tree.map(jnp.asarray, load_checkpoint(found[1], state))
     if done < steps:
-        step_function = training_step(graph, optimizer, recipe, data)
+        step_function = training_step(graph, recipe, data)
         state = _loop(step_function, state, done, steps, per_epoch, data.train, recipe, folder, paths, seed, on_step)
     return nnx.merge(graph, state[0])
 
@@ -173,7 +178,7 @@ def trained_already(model: Model, folder: Path) -> Model | None:
     if found is None:
         return None
     graph, weights = nnx.split(model, nnx.Param)
-    moments = _optimizer(Recipe(epochs=1), steps=1).init(weights)  # their shapes are the same for all recipes
+    moments = _optimizer(Recipe(epochs=1)).init(weights)  # their shapes are the same for all recipes
     return nnx.merge(graph, load_checkpoint(found[1], (weights, moments))[0])
 
 
@@ -190,19 +195,19 @@ def _loop(
     seed: int,
     on_step: Callable[[Progress], None],
 ) -> Any:
-    key = jax.random.key(seed)
+    key, rate = jax.random.key(seed), _learning_rate(recipe, steps)
     started = saved = time.monotonic()
     first, step = done, done
     for epoch in range(done // per_epoch, recipe.epochs):
         begin = step - epoch * per_epoch
         for batch in split.batches(recipe.batch_size, seed=seed, epoch=epoch, start_batch=begin):
             codes = paths(step)
-            *state, loss = step_function(*state, jax.random.fold_in(key, step), batch.images, batch.labels, codes)
+            *state, loss = step_function(*state, jax.random.fold_in(key, step), rate(step), *batch, codes)
             step, loss, now = step + 1, float(loss), time.monotonic()
             if not np.isfinite(loss):
                 raise HwnasError(
-                    f"Training diverged: the loss of step {step} is {loss}. The last good weights are the newest "
-                    f"checkpoint in {folder}. Give a lower --learning-rate and another folder."
+                    f"Training diverged: the loss of step {step} is {loss}, at a learning rate of up to "
+                    f"{recipe.learning_rate:g}. Give a lower --learning-rate."
                 )
             if step == first + 1:
                 started = now  # the first step of a process compiles
@@ -215,10 +220,16 @@ def _loop(
     return state
 
 
-def _optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
-    rate = optax.warmup_cosine_decay_schedule(
+def _learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """The learning rate of each step: linear warm-up, then a cosine to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(
         0.0, recipe.learning_rate, max(1, round(recipe.warm_up * steps)), max(2, steps)
     )
+    return lambda step: float(np.asarray(schedule(step + 1)))
+
+
+def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """SGD without its learning rate, which is an argument of the step, so that no schedule compiles anew."""
 
     def decays(weights):
         # by name: the norms of a supernet's later units are stacked, and have two axes as kernels have
@@ -227,32 +238,36 @@ def _optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(5.0),
         optax.add_decayed_weights(recipe.weight_decay, mask=decays),
-        optax.sgd(rate, momentum=0.9, nesterov=True),
+        optax.trace(0.9, nesterov=True),
     )
 
 
-def training_step(graph: Any, optimizer: optax.GradientTransformation, recipe: Recipe, data: DataSet) -> Any:
-    """The compiled step `(weights, moments, key, images, labels, codes) -> (weights, moments, loss)`.
+def training_step(graph: Any, recipe: Recipe, data: DataSet) -> Any:
+    """The compiled step `(weights, moments, key, rate, images, labels, codes) -> (weights, moments, loss)`.
 
-    It compiles once: the codes are an array, and the paths of a step are looped over.
+    Each path trains on its own part of the batch; their gradients are averaged. It compiles once: the codes are an
+    array, and the paths are looped over. Parts small enough for the cache also make a step on a CPU far quicker.
     """
+    optimizer = _optimizer(recipe)
 
     def loss(weights, images, labels, code):
         logits, _ = run(nnx.merge(graph, weights), images, code)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean()
 
-    def step(weights, moments, key, images, labels, codes):
+    def step(weights, moments, key, rate, images, labels, codes):
         images = augment(key, images, flip=data.flip, mean=data.mean, std=data.std)
+        paths = codes.shape[0]
+        parts = images.reshape(paths, -1, *images.shape[1:]), labels.reshape(paths, -1), codes
 
-        def one_path(total, code):
-            value, gradient = jax.value_and_grad(loss)(weights, images, labels, code)
+        def one_path(total, part):
+            value, gradient = jax.value_and_grad(loss)(weights, *part)
             return jax.tree.map(jnp.add, total, gradient), value
 
-        gradient, losses = jax.lax.scan(one_path, jax.tree.map(jnp.zeros_like, weights), codes)
-        gradient = jax.tree.map(lambda leaf: leaf / codes.shape[0], gradient)
+        gradient, losses = jax.lax.scan(one_path, jax.tree.map(jnp.zeros_like, weights), parts)
+        gradient = jax.tree.map(lambda leaf: leaf / paths, gradient)
         updates, moments = optimizer.update(gradient, moments, weights)
-        return optax.apply_updates(weights, updates), moments, losses.mean()
+        return jax.tree.map(lambda old, update: old - rate * update, weights, updates), moments, losses.mean()
 
     return jax.jit(step, donate_argnums=(0, 1))
 

@@ -100,7 +100,7 @@ def found(home: Home) -> dict[str, Any]:
     return result | {"run": home.folder / result["run"]}
 
 
-@pytest.fixture()
+@pytest.fixture
 def here(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """The same home for commands that run inside the test's process."""
     for name, value in home.environment.items():
@@ -110,7 +110,7 @@ def here(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
         yield home
 
 
-@pytest.fixture()
+@pytest.fixture
 def hwnas(here: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs a command inside the test's process, through the same door as the real one."""
 

@@ -15,10 +15,10 @@ from hwnas.errors import HwnasError
 
 
 def tree(seed: int = 0) -> tuple:
-    """Arrays of several shapes and kinds, under names that no file system likes."""
+    """Arrays of several shapes and kinds, an empty one among them, under names that no file system likes."""
     rng = np.random.default_rng(seed)
     named = {"a/b.c": rng.standard_normal((3, 4), np.float32), "..": rng.standard_normal(5), "ü 'x'\n": np.float32(3)}
-    return named, [rng.integers(0, 9, (2, 2)), {"count": np.array(4, np.int32)}]
+    return named, [rng.integers(0, 9, (2, 2)), {"count": np.array(4, np.int32), "later": np.zeros((0, 3))}]
 
 
 def same(found, expected) -> None:
@@ -105,7 +105,7 @@ def test_the_checkpoint_of_another_network_is_refused_with_the_array_and_both_sh
     named, rest = tree()
     for other, message in (
         (({**named, "..": np.zeros(6)}, rest), r"the shape of 0000.* is \(5,\) there and \(6,\) here"),
-        ((named, [*rest, np.zeros(3)]), r"0005.* is missing there and \(3,\) here"),
+        ((named, [*rest, np.zeros(3)]), r"0006.* is missing there and \(3,\) here"),
         ((named, rest[:1]), r"0004.* is \(\) there and missing here"),
     ):
         with pytest.raises(HwnasError, match=f"belongs to another network: .*{message}"):
@@ -150,8 +150,8 @@ def test_a_folder_that_cannot_be_made_is_one_clear_message(tmp_path: Path):
 
 
 def test_what_is_no_fault_of_the_disk_keeps_its_traceback(tmp_path: Path):
-    with pytest.raises(ValueError, match="zero size"):
-        save_checkpoint(tmp_path, 1, {"x": np.zeros((0, 3))})
+    with pytest.raises(ValueError, match="empty"):
+        save_checkpoint(tmp_path, 1, {})
     assert os.listdir(tmp_path) == []
 
 
@@ -169,13 +169,13 @@ def small_disk(tmp_path: Path):
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_on_a_full_disk_there_is_one_message_and_the_checkpoint_before_stays(
-    small_disk: Path, capfd: pytest.CaptureFixture[str], step: int
+    small_disk: Path, caplog: pytest.LogCaptureFixture, step: int
 ):
     before = save_checkpoint(small_disk, 1, tree())
     noise = np.random.default_rng(0).standard_normal(100_000)
     with pytest.raises(HwnasError, match=f"step-0000000{step} could not be written: the disk is full"):
         save_checkpoint(small_disk, step, {"x": noise})
-    assert capfd.readouterr().err == ""
+    assert caplog.records == []  # nothing of Orbax's tracebacks
     assert newest_checkpoint(small_disk) == (1, before)
     assert os.listdir(small_disk) == [before.name]
     same(load_checkpoint(before, tree()), tree())

@@ -307,7 +307,7 @@ def write_file(path: Path) -> Path:
 # ---- a full disk -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_disk(tmp_path: Path):
     """Mounts file systems of a given size, which only root may do."""
     mounted: list[Path] = []
@@ -337,13 +337,24 @@ def test_a_full_disk_stops_a_profile_which_goes_on_later(hwnas: Command, here: H
     assert hwnas(*command).status == 0
 
 
-@pytest.mark.parametrize("kilobytes", [16, 100, 700])
+@pytest.mark.parametrize(("left_kilobytes", "named"), [(8, "study.db"), (250, "checkpoints")])
 def test_a_full_disk_stops_a_search_which_goes_on_later(
-    hwnas: Command, here: Home, found: dict[str, Any], small_disk: Callable[[int], Path], kilobytes: int
+    hwnas: Command,
+    here: Home,
+    found: dict[str, Any],
+    small_disk: Callable[[int], Path],
+    left_kilobytes: int,
+    named: str,
 ):
-    disk = small_disk(kilobytes)
-    refused(search(hwnas, here, "--runs", disk / "runs"), "disk")
-    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    disk = small_disk(4096)
+    shutil.copytree(here.folder / "runs", disk / "runs", ignore=shutil.ignore_patterns("tiny-*"))
+    filler = disk / "filler"
+    space = os.statvfs(disk)
+    filler.write_bytes(bytes(space.f_bavail * space.f_frsize - (left_kilobytes << 10)))
+    answer = search(hwnas, here, "--runs", disk / "runs")
+    refused(answer, named)
+    assert "full" in answer.err or "No space left" in answer.err
+    filler.unlink()
     assert search(hwnas, here, "--runs", disk / "runs").status == 0
 
 

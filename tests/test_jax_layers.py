@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from hwnas.jax_layers import batch_norm, channel_sum, convolution, depthwise, fixed_norm, pool
+from hwnas.jax_layers import batch_norm, channel_sum, convolution, depthwise, fixed_norm, he_normal, pool
 
 SIDES = (3, 5, 7)
 
@@ -175,3 +175,15 @@ def test_pools_equal_windows_cut_out_by_numpy(reduction: str, side: int, stride:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (1, 2))[:, ::stride, ::stride]
     expected = windows.max((-1, -2)) if reduction == "max" else windows.mean((-1, -2))
     close(pool(x, reduction, side, stride, padding), expected)
+
+
+# ---- initial values ----------------------------------------------------------------------------------------------
+
+
+def test_he_normal_values_have_the_variance_that_the_paper_gives_and_follow_from_the_key():
+    one, again, other = (np.asarray(he_normal(jax.random.key(seed), (300, 70), fan_in=50)) for seed in (1, 1, 2))
+    assert one.dtype == np.float32
+    assert one.mean() == pytest.approx(0, abs=0.01)
+    assert one.var() == pytest.approx(2 / 50, rel=0.05)
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).mean() > 0.99

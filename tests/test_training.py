@@ -208,6 +208,11 @@ def test_a_batch_larger_than_the_training_split_is_refused_with_both_sizes(tmp_p
         train(new_network(), made_up_data(), Recipe(epochs=1, batch_size=36), tmp_path)
 
 
+def test_a_batch_that_the_paths_cannot_share_evenly_is_refused_with_both_numbers(tmp_path: Path):
+    with pytest.raises(HwnasError, match=r"Each of the 4 paths .* a batch of 6 does not divide.*multiple of 4"):
+        train(new_supernet(), made_up_data(), Recipe(epochs=1, batch_size=6), tmp_path, paths=sandwich(SPACE, seed=0))
+
+
 def test_the_checkpoint_of_another_network_is_refused(tmp_path: Path):
     train(new_network(), made_up_data(), Recipe(epochs=1, batch_size=35), tmp_path)
     other = FixedNetwork(small_network(classes=4), rngs=nnx.Rngs(0))
@@ -218,64 +223,68 @@ def test_the_checkpoint_of_another_network_is_refused(tmp_path: Path):
 # ---- paths and steps ---------------------------------------------------------------------------------------------
 
 
-def test_each_step_of_the_sandwich_trains_the_largest_the_smallest_and_random_architectures():
+def test_each_step_trains_an_end_of_the_space_in_turn_and_random_architectures():
     paths = sandwich(SPACE, seed=0, random_paths=2)
     drawn = set()
     for step in range(50):
         codes = paths(step)
-        assert codes.shape == (4, len(SPACE.radices))
+        assert codes.shape == (3, len(SPACE.radices))
         assert codes.dtype == np.int32
-        assert tuple(codes[0]) == SPACE.encode(SPACE.largest)
-        assert tuple(codes[1]) == SPACE.encode(SPACE.smallest)
-        drawn |= {tuple(code) for code in codes[2:].tolist()}
+        assert tuple(codes[0]) == SPACE.encode(SPACE.smallest if step % 2 else SPACE.largest)
+        drawn |= {tuple(code) for code in codes[1:].tolist()}
         np.testing.assert_array_equal(codes, sandwich(SPACE, seed=0, random_paths=2)(step))
     assert len(drawn) > 40
     assert all(code == SPACE.canonical(code) for code in drawn)
-    assert (sandwich(SPACE, seed=1)(0)[2] != sandwich(SPACE, seed=0)(0)[2]).any()
+    assert (sandwich(SPACE, seed=1)(0)[1:] != sandwich(SPACE, seed=0)(0)[1:]).any()
     assert single_path(3).shape == (1, 0)
 
 
 def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
     data, rng = made_up_data(), Random(0)
     graph, weights = nnx.split(new_supernet(), nnx.Param)
-    optimizer = training._optimizer(RECIPE, 40)
-    step, state, losses = training_step(graph, optimizer, RECIPE, data), (weights, optimizer.init(weights)), []
+    step = training_step(graph, RECIPE, data)
+    state, losses = (weights, training._optimizer(RECIPE).init(weights)), []
     for number in range(40):
         (batch,) = data.train.batches(32, seed=number)
-        codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(3)], np.int32)
-        *state, loss = step(*state, jax.random.key(number), batch.images, batch.labels, codes)
+        codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
+        *state, loss = step(*state, jax.random.key(number), 0.1, *batch, codes)
         losses.append(float(loss))
     assert step._cache_size() == 1
-    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
 
-def test_the_gradients_of_a_step_s_paths_are_averaged():
-    data = made_up_data()
-    (batch,) = data.train.batches(32, seed=0)
+def test_each_path_takes_its_part_of_the_batch_and_the_gradients_are_averaged():
+    graph, weights = nnx.split(new_network(), nnx.Param)
+    weights = jax.tree.map(np.asarray, weights)
+    black = np.zeros((8, 8, 8, 3), np.uint8)  # whose augmentation is black, too
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 2], np.int32)
     moments = []
-    for paths in (1, 3):  # of a single network all paths are alike
-        graph, weights = nnx.split(new_network(), nnx.Param)
-        optimizer = training._optimizer(RECIPE, STEPS)
-        state = weights, optimizer.init(weights), jax.random.key(0), batch.images, batch.labels
-        moments.append(training_step(graph, optimizer, RECIPE, data)(*state, np.zeros((paths, 0), np.int32))[1])
-    for one, three in zip(*map(jax.tree.leaves, moments), strict=True):
-        np.testing.assert_allclose(one, three, rtol=1e-4, atol=1e-6)
+    for paths in (1, 2):  # of a single network all paths are alike
+        step = training_step(graph, Recipe(epochs=1, weight_decay=0), made_up_data())
+        state = weights, training._optimizer(RECIPE).init(weights), jax.random.key(0), 0.1
+        batch = np.concatenate([black] * paths), np.concatenate([labels] * paths)
+        moments.append(jax.tree.leaves(step(*state, *batch, np.zeros((paths, 0), np.int32))[1]))
+    assert max(np.abs(leaf).max() for leaf in moments[0]) > 0.1
+    for one, two in zip(*moments, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 def test_weight_decay_falls_on_kernels_only_also_where_units_are_stacked():
     _, weights = nnx.split(new_supernet(), nnx.Param)
     ones, zeros = (jax.tree.map(lambda leaf, value=value: np.full(leaf.shape, value), weights) for value in (1.0, 0.0))
-    optimizer = training._optimizer(Recipe(epochs=1, weight_decay=0.01), STEPS)
-    _, moments = jax.jit(lambda ones, zeros: optimizer.update(zeros, optimizer.init(ones), ones))(ones, zeros)
-    decayed = set()
-    for path, moment in jax.tree_util.tree_leaves_with_path(moments):
-        name = jax.tree_util.keystr(path)
-        if moment.ndim and (np.asarray(moment) != 0).all():
-            decayed.add(name)
-            assert "kernel" in name
-        elif moment.ndim:
-            assert "kernel" not in name
-    assert len(decayed) > 8
+    optimizer = training._optimizer(Recipe(epochs=1, weight_decay=0.01))
+    updates = jax.jit(lambda ones, zeros: optimizer.update(zeros, optimizer.init(ones), ones)[0])(ones, zeros)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        assert (np.asarray(update) != 0).all() == ("kernel" in jax.tree_util.keystr(path)), path
+
+
+def test_the_learning_rate_rises_in_the_warm_up_and_falls_to_zero():
+    rate = training._learning_rate(Recipe(epochs=1, learning_rate=0.5, warm_up=0.2), 50)
+    rates = [rate(step) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.05 * (step + 1) for step in range(10)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[29] == pytest.approx(0.25)  # half way down the cosine
+    assert rates[-1] == pytest.approx(0, abs=1e-6)
 
 
 def test_progress_counts_steps_and_images(tmp_path: Path):

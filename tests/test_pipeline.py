@@ -1,0 +1,267 @@
+"""The main job, end to end on a space of the size of a thimble: what comes out, again, after a kill, and in budget."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import optuna
+import pytest
+from conftest import Home
+
+import hwnas
+from hwnas.errors import HwnasError
+from hwnas.latency import load_table
+from hwnas.pipeline import Plan, find, run_folder
+from hwnas.runs import load_result
+from hwnas.single import retrain_architecture
+from hwnas.space_toml import load_space
+from hwnas.stages import Job, Listener, load_settings, make_job
+
+
+def tiny_job(home: Home, runs: Path, listener: Listener | None = None, **settings: Any) -> Job:
+    settings = {"epochs": 1, "retrain_epochs": 1, "runs": runs} | settings
+    return make_job(home.space, "digits", listener=listener or Listener(), **settings)
+
+
+def copied_runs(home: Home, folder: Path) -> Path:
+    """A copy of the finished run and its supernet, to change."""
+    return shutil.copytree(home.folder / "runs", folder / "runs")
+
+
+# ---- what comes out ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_s_folder_holds_everything_and_a_person_can_read_it(found: dict[str, Any]):
+    run = found["run"]
+    space = load_space(load_settings(run)["space"])
+    architecture = space.from_json((run / "architecture.json").read_text())
+    assert json.loads(architecture.to_json()) in [finalist["architecture"] for finalist in found["finalists"]]
+    assert load_result(run).winner.test_accuracy == found["winner"]["test_accuracy"]
+    assert load_settings(run)["plan"]["budget_ms"] == 1000
+    assert "tiny" in (run / "report.html").read_text()
+    for name in ("pareto", "predicted_measured", "architecture"):
+        ElementTree.parse(run / f"{name}.svg")
+    assert (run / load_settings(run)["checkpoints"]).is_dir()
+
+
+def test_the_study_holds_every_scored_architecture(found: dict[str, Any]):
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{found['run'] / 'study.db'}")
+    done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(done) == len(found["scored"]) == 4
+    assert max(trial.value for trial in done if trial.value is not None) == found["scored"][0]["accuracy"]
+
+
+def test_the_model_runs_alone_and_carries_what_was_promised(found: dict[str, Any]):
+    path = found["run"] / "model.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    metadata = {entry.key: entry.value for entry in onnx.load_model(str(path)).metadata_props}
+    assert metadata["space"] == "tiny"
+    assert metadata["table_sha256"] == found["proof"]["table_sha256"]
+    assert json.loads(metadata["classes"]) == [str(digit) for digit in range(10)]
+    assert float(metadata["predicted_ms"]) <= float(metadata["upper_ms"])
+    assert float(metadata["measured_ms"]) == found["proof"]["measured"]["median_ms"]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": np.zeros((1, 3, 16, 16), np.float32)})
+    assert np.asarray(logits).shape == (1, 10)
+
+
+def test_the_model_agrees_with_jax_on_a_thousand_images(found: dict[str, Any]):
+    assert found["proof"]["images"] >= 1000
+    assert found["proof"]["agreement"] >= 0.999
+    assert found["proof"]["largest_difference"] < 1e-4
+
+
+def test_the_table_of_the_run_covers_the_space_and_its_digest_is_in_the_proof(home: Home, found: dict[str, Any]):
+    table, space = load_table(home.table), load_space(home.space)
+    for architecture in (space.smallest, space.largest):
+        assert table.predict(hwnas.lower(space, architecture)).upper_ms > 0
+    assert table.digest == found["proof"]["table_sha256"]
+
+
+# ---- again -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_search_again_trains_nothing_and_finds_the_same(here: Home, found: dict[str, Any], tmp_path: Path):
+    steps: list[str] = []
+    listener = Listener(progress=lambda done, total, words: steps.append(words))
+    runs = copied_runs(here, tmp_path)
+    folder, result = find(tiny_job(here, runs, listener), Plan(1000, trials=4))
+    assert folder == runs / found["run"].name
+    assert steps == []
+    assert [c.architecture for c in result.scored] == [c["architecture"] for c in found["scored"]]
+    assert result.winner.test_accuracy == found["winner"]["test_accuracy"]
+    assert result.proof.table_sha256 == found["proof"]["table_sha256"]
+
+
+def test_more_trials_are_added_to_the_study(here: Home, found: dict[str, Any], tmp_path: Path):
+    _, result = find(tiny_job(here, copied_runs(here, tmp_path)), Plan(1000, trials=6))
+    assert len(result.scored) == 6
+    before = [c["architecture"] for c in found["scored"]]
+    assert all(architecture in [c.architecture for c in result.scored] for architecture in before)
+
+
+def test_a_search_goes_on_after_its_table_was_measured_anew(here: Home, found: dict[str, Any], tmp_path: Path):
+    runs = copied_runs(here, tmp_path)
+    job = replace(tiny_job(here, runs), tables=tmp_path / "tables")
+    _, result = find(job, Plan(1000, trials=4))
+    assert result.proof.table_sha256 != found["proof"]["table_sha256"]
+
+
+def test_a_job_that_is_stopped_again_and_again_goes_on_and_finds_the_same(
+    here: Home, found: dict[str, Any], tmp_path: Path
+):
+    runs = copied_runs(here, tmp_path)
+    shutil.rmtree(runs / found["run"].name)
+    moments = iter(("% at", "% at", "loss"))  # while it scores the first architectures, then while the winner trains
+    moment: str | None = ""
+
+    def interrupt(done: int, total: int, words: str) -> None:
+        if moment and moment in words:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    while moment := next(moments, None):
+        with pytest.raises(KeyboardInterrupt):
+            find(tiny_job(here, runs, Listener(progress=interrupt)), Plan(1000, trials=4))
+    folder, result = find(tiny_job(here, runs), Plan(1000, trials=4))
+    assert folder.name == found["run"].name
+    assert [c.architecture for c in result.scored] == [c["architecture"] for c in found["scored"]]
+    assert result.winner.test_accuracy == found["winner"]["test_accuracy"]
+
+
+def test_a_finished_run_stays_whole_while_the_same_search_runs_again(here: Home, found: dict[str, Any], tmp_path: Path):
+    runs = copied_runs(here, tmp_path)
+    run = runs / found["run"].name
+
+    def interrupt(text: str) -> None:
+        if text.startswith("Scoring"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find(tiny_job(here, runs, Listener(stage=interrupt)), Plan(1000, trials=4))
+    proof = hwnas.export_run(run, tmp_path / "model.onnx", 0, Listener())
+    assert proof.operators == found["proof"]["operators"]
+
+
+def test_a_kill_in_training_loses_nothing_before_the_newest_checkpoint(here: Home, found: dict[str, Any], tmp_path):
+    code = f"""
+import os, pathlib, signal
+import hwnas.training
+from hwnas.stages import Listener, make_job, trained_supernet
+hwnas.training.CHECKPOINT_SECONDS = 0
+def progress(done, total, words):
+    if done == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+trained_supernet(make_job("tiny.toml", "digits", listener=Listener(progress=progress), epochs=1,
+                          runs=pathlib.Path({str(tmp_path)!r})))
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=here.folder, env=here.environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    steps: list[int] = []
+    job = tiny_job(here, tmp_path, Listener(progress=lambda done, total, words: steps.append(done)))
+    _, model = hwnas.trained_supernet(job)
+    assert steps == list(range(20, 38))
+    _, whole = hwnas.trained_supernet(tiny_job(here, here.folder / "runs"))
+    assert same_weights(model, whole)
+
+
+def same_weights(one: Any, other: Any) -> bool:
+    import jax
+    from flax import nnx
+
+    pairs = zip(*(jax.tree.leaves(nnx.state(model, nnx.Param)) for model in (one, other)), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+# ---- budgets -----------------------------------------------------------------------------------------------------
+
+
+def test_an_impossible_budget_is_refused_before_anything_is_trained(here: Home, found: dict[str, Any], tmp_path: Path):
+    with pytest.raises(HwnasError, match=r"The fastest architecture of tiny needs .* ms .*budget is 0.0001 ms"):
+        find(tiny_job(here, tmp_path), Plan(0.0001))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_that_does_not_bind_is_said_once_and_works(here: Home, found: dict[str, Any], tmp_path: Path):
+    notes: list[str] = []
+    job = tiny_job(here, copied_runs(here, tmp_path), Listener(note=notes.append))
+    _, result = find(job, Plan(1000, trials=4))
+    assert [note for note in notes if note.startswith("The budget does not bind")] == notes
+    assert len(notes) == 1
+    assert not result.binds
+
+
+def test_a_space_that_is_searched_out_is_said(here: Home, found: dict[str, Any], tmp_path: Path):
+    notes: list[str] = []
+    job = tiny_job(here, copied_runs(here, tmp_path), Listener(note=notes.append))
+    _, result = find(job, Plan(1000, trials=100))
+    assert len(result.scored) == job.space.size == 24
+    assert any("Every architecture of tiny" in note for note in notes)
+
+
+def test_a_budget_that_binds_is_kept_as_measured_or_the_failure_is_said(
+    here: Home, found: dict[str, Any], tmp_path: Path
+):
+    job, table = tiny_job(here, copied_runs(here, tmp_path)), load_table(here.table)
+    predict = table.predictor(job.space)
+    budget_ms = (predict(job.space.smallest).upper_ms + predict(job.space.largest).upper_ms) / 2
+    try:
+        folder, result = find(job, Plan(budget_ms, trials=4))
+    except HwnasError as error:  # a machine so busy that everything is slower than the table says
+        if "keeps the budget" in str(error):
+            return
+        raise
+    assert result.binds
+    assert result.proof.measured.median_ms <= budget_ms
+    assert all(candidate.upper_ms <= budget_ms for candidate in result.scored)
+    assert folder == run_folder(job, Plan(budget_ms))
+
+
+def test_a_learning_rate_that_diverges_is_said_with_what_to_do(here: Home, found: dict[str, Any], tmp_path: Path):
+    architecture = found["run"] / "architecture.json"
+    with pytest.raises(HwnasError, match=r"Training diverged: .* of up to 1e\+30\. Give a lower --learning-rate"):
+        retrain_architecture(
+            architecture, tmp_path, None, lambda space: replace(tiny_job(here, tmp_path), learning_rate=1e30)
+        )
+    for rate in (0.0, -1.0, float("nan")):
+        with pytest.raises(HwnasError, match=f"The learning rate is a number above 0, such as 0.05. It is {rate}"):
+            replace(tiny_job(here, tmp_path), learning_rate=rate)
+
+
+# ---- from Python -------------------------------------------------------------------------------------------------
+
+
+def test_what_the_package_s_docstring_shows_runs(here: Home, found: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    assert hwnas.__doc__ is not None
+    lines = [line[4:] for line in hwnas.__doc__.splitlines() if line.startswith("    ")]
+    program = "\n".join(lines)
+    assert program.count('"shufflenet-tiny"') == 2
+    program = program.replace('"shufflenet-tiny"', repr(here.space))
+    program = program.replace('device="cpu"', 'device="cpu", epochs=1, retrain_epochs=1').replace(
+        "1.0", "1000, trials=4"
+    )
+    exec(program, {})
+    printed = capsys.readouterr().out
+    assert "test accuracy in" in printed
+    assert "Prediction(" in printed
+
+
+def test_every_public_name_is_there():
+    for name in hwnas.__all__:
+        assert getattr(hwnas, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hwnas.nothing
+
+
+def test_importing_the_package_loads_neither_jax_nor_onnx_runtime():
+    code = "import hwnas, sys; print(sorted({'jax', 'onnxruntime', 'onnx', 'optuna'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
