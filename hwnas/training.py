@@ -50,7 +50,7 @@ class Recipe:
     """
 
     epochs: int
-    batch_size: int = 32
+    batch_size: int = 16
     learning_rate: float = 0.05
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
@@ -95,18 +95,20 @@ def single_path(step: int) -> np.ndarray:
     return np.zeros((1, 0), np.int32)
 
 
-def sandwich(space: SearchSpace, seed: int, random_paths: int = 3) -> PathSampler:
-    """Uniform single paths with the sandwich rule: each step trains one end of the space and some random paths.
+def sandwich(space: SearchSpace, seed: int, count: int = 2) -> PathSampler:
+    """Uniform single paths with the sandwich rule: each step trains `count` random paths.
 
-    The largest and the smallest architecture take turns; the others are drawn by `SearchSpace.sample`. Sources: uniform
-    single paths, SPOS (arXiv 1904.00420, section 3.2); the sandwich rule, universally slimmable networks (arXiv
-    1903.05134, section 3.2), here spread over two steps, so that most of the work goes into what a search looks at.
+    In every fourth step the largest, and two steps later the smallest architecture stands in for one of them; all
+    others are drawn by `SearchSpace.sample`. Sources: uniform single paths, SPOS (arXiv 1904.00420, section 3.2); the
+    sandwich rule, universally slimmable networks (arXiv 1903.05134, section 3.2), here spread over steps, so that most
+    of the work goes into what a search looks at.
     """
-    ends = [space.encode(space.largest), space.encode(space.smallest)]
+    ends = {0: space.encode(space.largest), 2: space.encode(space.smallest)}
 
     def paths(step: int) -> np.ndarray:
         rng = Random(f"{seed}/{step}")
-        return np.array([ends[step % 2]] + [space.encode(space.sample(rng)) for _ in range(random_paths)], np.int32)
+        drawn = [space.encode(space.sample(rng)) for _ in range(count)]
+        return np.array([ends.get(step % 4, drawn[0]), *drawn[1:]], np.int32)
 
     return paths
 

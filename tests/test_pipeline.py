@@ -1,5 +1,6 @@
 """The main job, end to end on a space of the size of a thimble: what comes out, again, after a kill, and in budget."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -93,28 +94,17 @@ def test_the_table_of_the_run_covers_the_space_and_its_digest_is_in_the_proof(ho
 
 def test_the_same_search_again_trains_nothing_and_finds_the_same(here: Home, found: dict[str, Any], tmp_path: Path):
     steps: list[str] = []
-    listener = Listener(progress=lambda done, total, words: steps.append(words))
+    notes: list[str] = []
+    listener = Listener(note=notes.append, progress=lambda done, total, words: steps.append(words))
     runs = copied_runs(here, tmp_path)
     folder, result = find(tiny_job(here, runs, listener), Plan(1000, trials=4))
     assert folder == runs / found["run"].name
     assert steps == []
+    assert [note[:24] for note in notes] == ["The budget does not bind"]
+    assert not result.binds
     assert [c.architecture for c in result.scored] == [c["architecture"] for c in found["scored"]]
     assert result.winner.test_accuracy == found["winner"]["test_accuracy"]
     assert result.proof.table_sha256 == found["proof"]["table_sha256"]
-
-
-def test_more_trials_are_added_to_the_study(here: Home, found: dict[str, Any], tmp_path: Path):
-    _, result = find(tiny_job(here, copied_runs(here, tmp_path)), Plan(1000, trials=6))
-    assert len(result.scored) == 6
-    before = [c["architecture"] for c in found["scored"]]
-    assert all(architecture in [c.architecture for c in result.scored] for architecture in before)
-
-
-def test_a_search_goes_on_after_its_table_was_measured_anew(here: Home, found: dict[str, Any], tmp_path: Path):
-    runs = copied_runs(here, tmp_path)
-    job = replace(tiny_job(here, runs), tables=tmp_path / "tables")
-    _, result = find(job, Plan(1000, trials=4))
-    assert result.proof.table_sha256 != found["proof"]["table_sha256"]
 
 
 def test_a_job_that_is_stopped_again_and_again_goes_on_and_finds_the_same(
@@ -191,20 +181,15 @@ def test_an_impossible_budget_is_refused_before_anything_is_trained(here: Home, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_budget_that_does_not_bind_is_said_once_and_works(here: Home, found: dict[str, Any], tmp_path: Path):
-    notes: list[str] = []
-    job = tiny_job(here, copied_runs(here, tmp_path), Listener(note=notes.append))
-    _, result = find(job, Plan(1000, trials=4))
-    assert [note for note in notes if note.startswith("The budget does not bind")] == notes
-    assert len(notes) == 1
-    assert not result.binds
-
-
-def test_a_space_that_is_searched_out_is_said(here: Home, found: dict[str, Any], tmp_path: Path):
+def test_more_trials_are_added_to_the_study_until_the_space_is_searched_out(
+    here: Home, found: dict[str, Any], tmp_path: Path
+):
     notes: list[str] = []
     job = tiny_job(here, copied_runs(here, tmp_path), Listener(note=notes.append))
     _, result = find(job, Plan(1000, trials=100))
     assert len(result.scored) == job.space.size == 24
+    before = {json.dumps(candidate["architecture"]): candidate["accuracy"] for candidate in found["scored"]}
+    assert before.items() <= {json.dumps(c.architecture): c.accuracy for c in result.scored}.items()
     assert any("Every architecture of tiny" in note for note in notes)
 
 
@@ -240,7 +225,10 @@ def test_a_learning_rate_that_diverges_is_said_with_what_to_do(here: Home, found
 # ---- from Python -------------------------------------------------------------------------------------------------
 
 
-def test_what_the_package_s_docstring_shows_runs(here: Home, found: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+def test_what_the_package_s_docstring_shows_runs(
+    here: Home, found: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copied_runs(here, tmp_path)
     assert hwnas.__doc__ is not None
     lines = [line[4:] for line in hwnas.__doc__.splitlines() if line.startswith("    ")]
     program = "\n".join(lines)
@@ -249,7 +237,8 @@ def test_what_the_package_s_docstring_shows_runs(here: Home, found: dict[str, An
     program = program.replace('device="cpu"', 'device="cpu", epochs=1, retrain_epochs=1').replace(
         "1.0", "1000, trials=4"
     )
-    exec(program, {})
+    with contextlib.chdir(tmp_path):
+        exec(program, {})
     printed = capsys.readouterr().out
     assert "test accuracy in" in printed
     assert "Prediction(" in printed

@@ -1,0 +1,66 @@
+"""Contract: what the README and the help show exists, and the tables that ship are whole."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import hwnas
+from hwnas.cli import app
+from hwnas.latency import load_table
+from hwnas.profiling import covers
+from hwnas.space_toml import load_space, shipped_spaces
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+TABLES = sorted((ROOT / "latency_tables").rglob("*.json"))
+
+
+def documented_commands() -> list[str]:
+    """Every `hwnas VERB ...` of the README and of the examples in the help."""
+    examples = [command.epilog.removeprefix("Example: ") for command in COMMANDS.values()]
+    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", README, re.S | re.M))
+    lines = re.findall(r"(?:^|\.venv/bin/)(hwnas .*)", blocks, re.M)
+    return [line.split("  #")[0].strip() for line in lines] + examples
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_every_documented_command_has_its_verb_and_options(line: str):
+    verb, *words = line.removeprefix("hwnas ").split()
+    if verb.startswith("--"):
+        return
+    assert verb in COMMANDS
+    options = {name for parameter in COMMANDS[verb].params for name in parameter.opts}
+    for word in words:
+        assert not word.startswith("--") or word in options
+
+
+def test_the_readme_documents_every_verb():
+    assert set(COMMANDS) == {line.split()[1] for line in documented_commands() if not line.split()[1].startswith("--")}
+
+
+def test_the_names_that_the_readme_uses_from_python_exist():
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(snippet))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "hwnas"
+    }
+    assert used <= set(hwnas.__all__)
+    for name in used:
+        getattr(hwnas, name)
+
+
+def test_latency_tables_ship():
+    assert TABLES
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
+def test_a_table_that_ships_is_measured_and_covers_its_space(path: Path):
+    table = load_table(path)
+    assert table.conditions.origin == "measured"
+    assert table.space in shipped_spaces()
+    assert covers(table, load_space(table.space))
