@@ -1,12 +1,15 @@
 """The command line: one verb a stage. Heavy imports wait until a verb runs."""
 
 import errno
+import gc
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -69,7 +72,7 @@ def search(
     storage: Annotated[str | None, typer.Option("--storage", help="An Optuna storage URL, such as a server's.")] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the winner from new weights.")] = False,
     baselines: Annotated[bool, typer.Option("--baselines", help="Compare with ShuffleNet V2 0.5x and 1x.")] = False,
-    epochs: Epochs = 16,
+    epochs: Epochs = 12,
     retrain_epochs: RetrainEpochs = 5,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
@@ -140,7 +143,7 @@ def profile(
 def train(
     space: Space = DEFAULT_SPACE,
     data: Data = DEFAULT_DATA,
-    epochs: Epochs = 16,
+    epochs: Epochs = 12,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
     runs: Runs = Path("runs"),
@@ -297,6 +300,7 @@ def reported(quiet: bool) -> Iterator["Listener"]:
 def main() -> None:
     """Runs the command line; a user's mistake is one message and exit status 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA complains in the terminal when a compilation is slow
+    _heed_interrupts()
     try:
         app()
     except HwnasError as error:
@@ -308,8 +312,42 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # typer turns Ctrl-C into an exit without a word
             raise
-        print("Stopped. What was finished is kept; run the same command again to go on.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    else:
+        return
+    gc.collect()  # closes what the stopped job had open
+    _stop()
+
+
+def _heed_interrupts() -> None:
+    """Makes Ctrl-C a `KeyboardInterrupt` where one can be raised, and the end of the process where it cannot.
+
+    In the middle of an import an exception would crash libraries that import from C++; in a callback, such as JAX's of
+    the garbage collector, it would be shown and forgotten.
+    """
+    shown = sys.unraisablehook
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        while frame:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                _stop()
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    def on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            _stop()
+        shown(unraisable)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    sys.unraisablehook = on_unraisable
+
+
+def _stop() -> NoReturn:
+    """Ends at once: XLA may still compute, and would crash in an interpreter that takes itself apart."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")  # a progress bar hides the cursor
+    print("Stopped. What was finished is kept; run the same command again to go on.", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
 
 
 def _fail(message: str) -> NoReturn:

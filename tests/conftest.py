@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,8 @@ def here(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
 @pytest.fixture
 def hwnas(here: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs a command inside the test's process, through the same door as the real one."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    heeds_interrupts = signal.getsignal(signal.SIGINT)
 
     def command(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["hwnas", *map(str, arguments)])
@@ -122,6 +125,8 @@ def hwnas(here: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
             main()
         except SystemExit as end:
             status = end.code or 0
+        finally:
+            signal.signal(signal.SIGINT, heeds_interrupts)
         assert isinstance(status, int)
         return Answer(status, *capsys.readouterr())
 
