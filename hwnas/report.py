@@ -293,7 +293,10 @@ def _comparison(result: RunResult) -> str:
         "Accuracy after training, on images that the search never saw (test) and on those it scored on (validation). "
     )
     if result.baselines:
-        words += f"All were trained by the same recipe and measured in the same minutes, {_conditions(result)}. "
+        words += (
+            "All were trained by one recipe, the baselines from new weights for as many epochs as supernet and winner "
+            f"together, and measured in the same minutes, {_conditions(result)}. "
+        )
         words += "Relative: their measured time over that of the network found."
         return _section("Compared with known networks", table, _paragraph(words))
     words += "No baselines were trained in this run: hwnas search --baselines adds ShuffleNet V2 0.5x and 1x."
