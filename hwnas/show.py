@@ -40,12 +40,16 @@ def space_facts(space: SearchSpace) -> dict[str, Any]:
         "input": f"{space.input_size}x{space.input_size} RGB",
         "architectures": space.size,
         "stem": f"{space.stem_channels} channels, stride {space.stem_stride}{', max pool' * space.max_pool}",
-        "choices": {name: [str(value) for value in values] for name, values in space.choices.items()},
+        "choices": [f"{name}: {', '.join(map(_word, values))}" for name, values in space.choices.items()],
         "stages": [f"depth {list(stage.depth)}, width {list(stage.width)}" for stage in space.stages],
         "head": f"{space.head_channels} channels, {space.classes} classes",
         **{f"{name}_macs": macs(network) for name, network in ends.items()},
         **{f"{name}_parameters": parameters(network) for name, network in ends.items()},
     }
+
+
+def _word(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def network_facts(network: Network) -> dict[str, Any]:
