@@ -72,7 +72,7 @@ def search(
     storage: Annotated[str | None, typer.Option("--storage", help="An Optuna storage URL, such as a server's.")] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the winner from new weights.")] = False,
     baselines: Annotated[bool, typer.Option("--baselines", help="Compare with ShuffleNet V2 0.5x and 1x.")] = False,
-    epochs: Epochs = 12,
+    epochs: Epochs = 10,
     retrain_epochs: RetrainEpochs = 5,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
@@ -143,7 +143,7 @@ def profile(
 def train(
     space: Space = DEFAULT_SPACE,
     data: Data = DEFAULT_DATA,
-    epochs: Epochs = 12,
+    epochs: Epochs = 10,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
     runs: Runs = Path("runs"),

@@ -72,7 +72,7 @@ class Job:
     seed: int = 0
     runs: Path = Path("runs")
     tables: Path = field(default_factory=lambda: tables_folder())
-    epochs: int = 12
+    epochs: int = 10
     retrain_epochs: int = 5
     batch_size: int = 16
     learning_rate: float = 0.05
