@@ -116,8 +116,6 @@ Operator = (
     | Shuffle
 )
 
-ACTIVATIONS = ("relu", "relu6", "sigmoid", "hard_sigmoid")
-
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
