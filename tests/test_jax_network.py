@@ -9,9 +9,8 @@ import pytest
 from flax import nnx
 from numpy_network import run_in_numpy
 
-from hwnas.jax_network import FixedNetwork
+from hwnas.jax_network import ACTIVATIONS, FixedNetwork
 from hwnas.network import (
-    ACTIVATIONS,
     TRAINED,
     Activation,
     Add,
