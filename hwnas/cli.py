@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -225,6 +225,41 @@ def show(
     _show(facts, as_json)
 
 
+@app.command(epilog="Example: hwnas breakdown mobilenet-v2-1.0 --device cpu --plot breakdown.svg")
+def breakdown(
+    model: Annotated[str, typer.Argument(help="An ONNX file, or the name of a network of the literature.")],
+    device: DeviceName = "cpu",
+    threads: Threads = 1,
+    plot: Annotated[Path | None, typer.Option("--plot", help="An SVG file to draw the shares in.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measures where run time goes: convolution, data, element-wise, shuffle and other, beside the paper's shares."""
+    from hwnas.breakdown import break_down, breakdown_facts, breakdown_picture, breakdown_rows, model_of
+    from hwnas.devices import device as open_device
+    from hwnas.runs import write_text
+
+    if plot and plot.suffix != ".svg":
+        raise HwnasError(
+            f"A plot is an SVG file; {plot} is not named like one. Give --plot {plot.with_suffix('.svg')}."
+        )
+    with reported(as_json) as listener, open_device(device) as opened:
+        source = model_of(model, seed)
+        conditions = opened.conditions(threads=threads)
+        listener.stage(f"Measuring {model} on {device}, node by node")
+        found = break_down(source, opened, threads=threads, seed=seed, on_progress=listener.progress)
+        facts = breakdown_facts(found)
+    where = {"device": device, "chip": conditions.chip, "threads": threads}
+    where["runtime"] = f"{conditions.runtime} {conditions.runtime_version}"
+    if plot:
+        write_text(plot, breakdown_picture(facts, Path(model).name))
+    if as_json:
+        _print_json({"model": model, **where, **facts})
+    else:
+        _show({"model": model, **where, "latency": f"{facts['total_ms']:.4g} ± {facts['spread_ms']:.2g} ms"}, False)
+        _print_rows(breakdown_rows(facts))
+
+
 # ---- between the verbs and the stages ----------------------------------------------------------------------------
 
 
@@ -250,6 +285,19 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), Text(_words(value)))
+    Console().print(table, highlight=False)
+
+
+def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table; the first row is its header, and all columns but the first are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for index, title in enumerate(rows[0]):
+        table.add_column(title, justify="right" if index else "left", no_wrap=not index)
+    for row in rows[1:]:
+        table.add_row(*row)
     Console().print(table, highlight=False)
 
 

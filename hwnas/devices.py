@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn
@@ -125,6 +125,33 @@ class Device:
         self._busy = False
         if failures:
             raise DeviceError(f"{len(failures)} of {len(paths)} models do not run on {self.name}: {failures[0]}")
+
+    def profile(
+        self, model: bytes | Path, timing: Timing, on_round: Callable[[int], None] = lambda number: None
+    ) -> dict[str, Any]:
+        """Times one model node by node: the last answer of `measure.profile_model`.
+
+        Args:
+            model: serialised, or a file.
+            timing: how; a round takes samples with and without the runtime's profile.
+            on_round: called with the number of each round that is finished.
+
+        Raises:
+            DeviceError: the device died or hung, or the model does not run.
+        """
+        with tempfile.TemporaryDirectory(prefix="hwnas-models-") as folder:
+            path = _as_file(model, Path(folder) / "model.onnx")
+            settings = asdict(timing)
+            del settings["timeout_s"]
+            self._send({"profile": str(path), **settings})
+            self._busy = True
+            while "round" in (answer := self._receive(timing.timeout_s)):
+                on_round(answer["round"])
+            self._busy = False
+        if "error" in answer:
+            error = " ".join(answer["error"].split()).rstrip(".")
+            raise DeviceError(f"{path.name} does not run on {self.name}: {error}. Export it anew, or give another.")
+        return answer
 
     # ---- the child process ---------------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@
 
 Each line of standard input is a request, each line of standard output a piece of the answer, both JSON.
 
-`{"conditions": true}` is answered by what and where this is. Any other request is a group of models timed together:
+`{"conditions": true}` is answered by what and where this is, `{"profile": "a.onnx", ...}` as `profile_model` says. Any
+other request is a group of models timed together:
 
     {"models": ["a.onnx", "b.onnx"], "threads": 1, "rounds": 9, "sample_ms": 0.5, "warm_up_runs": 3, "seed": 0}
 
@@ -19,12 +20,14 @@ system took the processor away, the runs are repeated, a few times; the least of
     {"error": "..."}                                     the request itself cannot be met
 """
 
+import base64
 import json
 import math
 import os
 import platform
 import random
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -126,6 +129,104 @@ def time_group(request, answer):
     answer({"done": len(samples_ms)})
 
 
+# ---- one model, node by node -------------------------------------------------------------------------------------
+
+CONTROL_FLOW = ("If", "Loop", "Scan")
+KEPT_INSIDE_BYTES = 1 << 14
+"""Constants up to this size travel with the optimised graph: orders of channels do, kernels do not."""
+
+
+def profile_model(request, answer):
+    """Times one model in turn without and with the runtime's profile, and calls `answer` with each piece of the reply.
+
+    The request: `{"profile": "a.onnx", "threads": 1, "rounds": 30, "sample_ms": 0.5, "warm_up_runs": 3, "seed": 0}`.
+    Every round takes a sample without the profile, as `time_group` does, then as many runs with it; of these the one
+    whose nodes took least counts, and of the rounds, for the nodes, the quicker half. The answers:
+
+        {"round": 1}                                     a round is finished
+        {"error": "...", "model": 0}                     the model failed
+        {"samples_ms": [...], "nodes_ms": [...],         of each round: without it; with it, the sum of the nodes
+         "nodes": [["Conv", "conv_1", [1, 3, 8, 8], 0.1], ...],
+         "graph": "..."}                                 ONNX of what really ran, in base64, without the large constants
+
+    A node is its operator, name, shape of the first input and milliseconds a run. They stand in the order in which they
+    ran, which is the order of the graph; what a node of control flow holds is part of that node.
+    """
+    try:
+        answer(profile_of(request, answer))
+    except Exception as error:  # whatever a foreign model does, it is this model's failure
+        answer({"model": 0, "error": f"{type(error).__name__}: {error}"})
+
+
+def profile_of(request, answer):
+    """The last answer of `profile_model`."""
+    path, threads, seed = request["profile"], request["threads"], request["seed"]
+    plain = TimedModel(path, threads, request["sample_ms"], request["warm_up_runs"], seed)
+    samples_ms = []
+    with tempfile.TemporaryDirectory() as folder:
+        graph = os.path.join(folder, "graph.onnx")
+        options = session_options(threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(folder, "profile")
+        options.optimized_model_filepath = graph
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "constants")
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", str(KEPT_INSIDE_BYTES)
+        )
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for number in range(request["rounds"]):
+            samples_ms.append(plain.sample_ms())
+            for _ in range(1 + plain.runs):
+                session.run(None, plain.feed)
+            answer({"round": number + 1})
+        with open(session.end_profiling(), encoding="utf-8") as file:
+            runs = node_runs(json.load(file))
+        with open(graph, "rb") as file:
+            content = base64.b64encode(file.read()).decode()
+    nodes_ms, nodes = kept_runs(runs, request["rounds"])
+    return {"samples_ms": samples_ms, "nodes_ms": nodes_ms, "nodes": nodes, "graph": content}
+
+
+def node_runs(events):
+    """The nodes of each run of a profile: lists of operator, name, shape of the first input and milliseconds."""
+    runs, events_of_run = [], []
+    for event in events:
+        if event["name"] == "model_run":
+            runs.append([node_of(event) for event in events_of_run])
+            events_of_run = []
+        elif event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            if event["args"]["op_name"] in CONTROL_FLOW:  # written after what it holds
+                while events_of_run and events_of_run[-1]["ts"] >= event["ts"]:
+                    events_of_run.pop()
+            events_of_run.append(event)
+    return runs
+
+
+def node_of(event):
+    """Operator, name, shape of the first input and milliseconds of one event of a profile."""
+    shapes = [shape for kind in event["args"]["input_type_shape"][:1] for shape in kind.values()]
+    name = event["name"].removesuffix("_kernel_time")
+    return [event["args"]["op_name"], name, (shapes or [[]])[0], event["dur"] / 1000]
+
+
+def kept_runs(runs, rounds):
+    """Of each round the milliseconds of all nodes in its quickest run; the nodes' means over the quicker half of those.
+
+    The first run of a round does not count: it brings the model back into the caches.
+    """
+    length = len(runs) // rounds
+    if length < 2 or len(runs) != length * rounds:
+        raise ValueError(f"the runtime's profile holds {len(runs)} runs and not {rounds} equal rounds; take fewer")
+
+    def sum_ms(run):
+        return sum(node[3] for node in run)
+
+    kept = [min(runs[first + 1 : first + length], key=sum_ms) for first in range(0, len(runs), length)]
+    quicker = sorted(kept, key=sum_ms)[: (rounds + 1) // 2]
+    nodes = [[*same[0][:3], sum(node[3] for node in same) / len(quicker)] for same in zip(*quicker, strict=True)]
+    return [sum_ms(run) for run in kept], nodes
+
+
 # ---- the machine -------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +286,8 @@ def main():
             request = json.loads(line)
             if request.get("conditions"):
                 answer({"conditions": conditions()})
+            elif "profile" in request:
+                profile_model(request, answer)
             else:
                 time_group(request, answer)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
