@@ -265,9 +265,14 @@ def all_cases(widths: str) -> tuple[Case, ...]:
 
 
 def check_complete(timings: Sequence[GuidelineTiming]) -> None:
-    """Raises `ValueError` if timings are neither none nor those of all four experiments, once each and in order."""
-    if timings and tuple(timing.case for timing in timings) != all_cases(timings[0].case.widths):
+    """Raises `ValueError` if timings are neither none nor those of all four experiments, in order and equally often."""
+    if not timings:
+        return
+    widths = timings[0].case.widths
+    if widths not in WIDTHS or tuple(timing.case for timing in timings) != all_cases(widths):
         raise ValueError("the guidelines' timings are not those of the four experiments")
+    if len({len(timing.measurement.samples_ms) for timing in timings}) > 1:
+        raise ValueError("the guidelines' timings are not of equally many rounds")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hwnas.calibration import steadied
+from hwnas.calibration import Measurement, steadied
 from hwnas.devices import Device, Timing
 from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, WIDTHS, Case, GuidelineTiming, cases
@@ -48,6 +48,11 @@ def measure_guidelines(
     for done, guideline in enumerate(EXPERIMENTS, 1):
         group = cases(guideline, widths)
         measured = steadied(dict(device.measure([model(case) for case in group], timing)))
-        timings += [GuidelineTiming(case, measured[index]) for index, case in enumerate(group)]
+        timings += [GuidelineTiming(case, _short(measured[index])) for index, case in enumerate(group)]
         on_progress(done, len(EXPERIMENTS), guideline)
     return tuple(timings)
+
+
+def _short(measurement: Measurement) -> Measurement:
+    """Four significant digits: more than any timing holds, and short in a file."""
+    return Measurement(tuple(float(f"{sample:.4g}") for sample in measurement.samples_ms))

@@ -19,6 +19,7 @@ from typing import Any
 
 from hwnas.calibration import Calibration, Measurement, WholeNetwork, upper_ratio_of
 from hwnas.errors import HwnasError
+from hwnas.experiments import Case, GuidelineTiming, check_complete
 from hwnas.network import Network, parameters, unit_key
 from hwnas.places import Place, network_at, places_of_architecture
 from hwnas.space import Architecture, SearchSpace
@@ -107,6 +108,7 @@ class LatencyTable:
         started, finished: when, in ISO 8601.
         entries: by key.
         calibration: from sums to whole networks.
+        guidelines: timings of the paper's four experiments, all of them, or none where they were not measured.
     """
 
     conditions: Conditions
@@ -115,6 +117,7 @@ class LatencyTable:
     finished: str
     entries: dict[str, Entry]
     calibration: Calibration
+    guidelines: tuple[GuidelineTiming, ...] = ()
 
     @property
     def profile_command(self) -> str:
@@ -197,9 +200,15 @@ class LatencyTable:
             "conditions": asdict(self.conditions),
         }
         line = {name: getattr(self.calibration, name) for name in _LINE_FIELDS}
+        guidelines = [
+            ' "guidelines": [',
+            ",\n".join("  " + json.dumps(_guideline_json(timing)) for timing in self.guidelines),
+            " ],",
+        ]
         return "\n".join(
             [
                 json.dumps(head, indent=1)[:-2] + ",",
+                *(guidelines if self.guidelines else []),
                 f' "calibration": {json.dumps(line)[:-1]}, "networks": [',
                 ",\n".join("  " + json.dumps(_network_json(network)) for network in self.calibration.networks),
                 ' ]},\n "entries": [',
@@ -283,6 +292,8 @@ def _parse_table(data: Any) -> LatencyTable:
     line = {name: _number(calibration[name], name) for name in _LINE_FIELDS}
     networks = tuple(_parse_network(network) for network in calibration["networks"])
     entries = [parse_entry(entry) for entry in data["entries"]]
+    guidelines = tuple(_parse_guideline(timing) for timing in data.get("guidelines", []))
+    check_complete(guidelines)
     for name in ("started", "finished"):
         datetime.fromisoformat(data[name])
     return LatencyTable(
@@ -292,6 +303,7 @@ def _parse_table(data: Any) -> LatencyTable:
         data["finished"],
         {entry.key: entry for entry in entries},
         Calibration(**line, networks=networks),
+        guidelines,
     )
 
 
@@ -340,6 +352,15 @@ def _parse_network(data: dict[str, Any]) -> WholeNetwork:
         Measurement(_samples(data["repeated_ms"], least=0)),
         _checked(data["held_out"], "held_out", bool),
     )
+
+
+def _guideline_json(timing: GuidelineTiming) -> dict[str, Any]:
+    return asdict(timing.case) | {"samples_ms": timing.measurement.samples_ms}
+
+
+def _parse_guideline(data: dict[str, Any]) -> GuidelineTiming:
+    case = Case(**{f.name: _checked(data[f.name], f.name, f.type) for f in fields(Case)})
+    return GuidelineTiming(case, Measurement(_samples(data["samples_ms"], least=1)))
 
 
 def _samples(values: Any, least: int) -> tuple[float, ...]:

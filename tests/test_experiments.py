@@ -125,3 +125,5 @@ def test_timings_are_all_of_the_four_experiments_or_none():
     for broken in (whole[:-1], whole[1:], (*whole, whole[0]), (*whole[:-1], timings("arm")[-1])):
         with pytest.raises(ValueError, match="not those of the four experiments"):
             check_complete(broken)
+    with pytest.raises(ValueError, match="equally many rounds"):
+        check_complete((*whole[:-1], timings("gpu", rounds=4)[-1]))

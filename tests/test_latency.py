@@ -10,6 +10,7 @@ import pytest
 
 from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, kendall_tau, steadied
 from hwnas.errors import HwnasError
+from hwnas.experiments import GuidelineTiming, all_cases
 from hwnas.latency import Conditions, Entry, LatencyTable, load_table, table_path
 from hwnas.network import macs, parameters, unit_key
 from hwnas.places import extreme_architecture, label, network_at, places_of, places_of_architecture
@@ -217,6 +218,50 @@ def test_a_table_comes_back_from_its_file_unchanged_and_one_entry_a_line(space, 
     assert list(path.parent.iterdir()) == [path]
     lines = [line for line in path.read_text().splitlines() if '"key"' in line]
     assert len(lines) == len(table.entries)
+
+
+def with_guidelines(table):
+    timings = [
+        GuidelineTiming(case, Measurement((1.0 + index, 1.5 + index))) for index, case in enumerate(all_cases("arm"))
+    ]
+    return replace(table, guidelines=tuple(timings))
+
+
+def test_timings_of_the_guidelines_come_back_from_the_file_one_a_line_and_survive_a_correction(space, tmp_path):
+    table, path = with_guidelines(small_table(space)), tmp_path / "table.json"
+    table.save(path)
+    assert load_table(path) == table
+    assert len([line for line in path.read_text().splitlines() if '"multiplier"' in line]) == len(all_cases("arm"))
+    network = lower(space, space.smallest)
+    assert table.corrected([(network, Measurement((9.0,)))]).guidelines == table.guidelines
+    assert "guidelines" not in json.loads(small_table(space).to_json())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda timings: timings.pop(),
+        lambda timings: timings.append(timings[0]),
+        lambda timings: timings.reverse(),
+        lambda timings: timings[0].pop("variant"),
+        lambda timings: timings[0].update(variant="9 groups"),
+        lambda timings: timings[0].update(guideline=1),
+        lambda timings: timings[0].update(multiplier="1"),
+        lambda timings: timings[0].update(multiplier=3),
+        lambda timings: [timing.update(widths="cpu") for timing in timings],
+        lambda timings: timings[0].update(samples_ms=[]),
+        lambda timings: timings[0].update(samples_ms=[0.1, -0.1]),
+        lambda timings: timings[0].update(samples_ms=[0.1]),
+        lambda timings: timings[0].update(samples_ms="fast"),
+        lambda timings: timings.insert(0, None),
+    ],
+)
+def test_a_table_with_broken_timings_of_the_guidelines_is_refused_with_its_name(space, tmp_path, change):
+    path = tmp_path / "table.json"
+    with_guidelines(small_table(space)).save(path)
+    path.write_text(broken(path, lambda data: change(data["guidelines"])))
+    with pytest.raises(HwnasError, match=r"table\.json is not a whole latency table.*Delete"):
+        load_table(path)
 
 
 def broken(path, change):
