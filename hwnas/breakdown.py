@@ -219,7 +219,13 @@ def _operator_facts(nodes: Sequence[NodeTime]) -> list[dict[str, Any]]:
         sums[node.operator, node.category, node.depthwise] += node.latency_ms
     longest = sorted(sums, key=lambda key: -sums[key])
     return [
-        {"operator": key[0], "category": key[1], "depthwise": key[2], "count": counts[key], "ms": round(sums[key], 4)}
+        {
+            "operator": key[0],
+            "category": key[1],
+            "depthwise": key[2],
+            "count": counts[key],
+            "ms": round(sums[key], MS_PLACES),
+        }
         for key in longest
     ]
 
