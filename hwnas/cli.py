@@ -260,6 +260,62 @@ def breakdown(
         _print_rows(breakdown_rows(facts))
 
 
+@app.command(epilog="Example: hwnas guidelines --device cpu --plots guidelines/")
+def guidelines(
+    device: DeviceName = "cpu",
+    space: Space = DEFAULT_SPACE,
+    threads: Threads = 1,
+    batch: BatchImages = 1,
+    precision: Precision = "fp32",
+    widths: Annotated[str, typer.Option("--widths", help="Channels of the networks: the paper's arm or gpu.")] = "arm",
+    tables: Annotated[Path | None, typer.Option("--tables", help="The folder of latency tables.")] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", help="A folder for a plot of each experiment.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measures the paper's experiments on its guidelines G1 to G4, and keeps them in the space's latency table."""
+    from dataclasses import replace
+
+    from hwnas.devices import device as open_device
+    from hwnas.experiments import EXPERIMENTS
+    from hwnas.guideline_profiling import matching_table, measure_guidelines
+    from hwnas.guideline_report import guideline_facts, guideline_picture, guideline_rows
+    from hwnas.latency import profile_command, table_path
+    from hwnas.runs import write_text
+    from hwnas.space_toml import load_space
+    from hwnas.stages import tables_folder
+
+    with reported(as_json) as listener, open_device(device) as opened:
+        conditions = opened.conditions(threads, batch, precision)
+        path = table_path(tables or tables_folder(), load_space(space).name, conditions)
+        table = matching_table(path, conditions)
+        listener.stage(f"Measuring the paper's four experiments on {device} ({conditions.chip})")
+        timings = measure_guidelines(
+            opened, threads=threads, batch=batch, precision=precision, widths=widths, seed=seed,
+            on_progress=listener.progress,
+        )  # fmt: skip
+        if table:
+            replace(table, guidelines=timings).save(path)
+        else:
+            command = profile_command(space, conditions)
+            listener.note(f"Not stored: there is no latency table for these conditions. Measure one with: {command}")
+    where = {"device": device, "chip": conditions.chip, "runtime": f"{conditions.runtime} {conditions.runtime_version}"}
+    where |= {"threads": threads, "batch": batch, "precision": precision, "origin": conditions.origin}
+    pictures = {guideline: plots / f"{guideline}.svg" for guideline in EXPERIMENTS} if plots else {}
+    for guideline, picture in pictures.items():
+        write_text(picture, guideline_picture(guideline, timings))
+    files = {"stored_in": str(path) if table else None, "plots": list(map(str, pictures.values()))}
+    facts = guideline_facts(timings)
+    if as_json:
+        _print_json({**where, **facts, **files})
+        return
+    for guideline, experiment in EXPERIMENTS.items():
+        print(f"\n{guideline}: {experiment.title}, channels of the paper's {widths.upper()} x1, x2, x4")
+        _print_rows(guideline_rows(guideline, timings))
+    print()
+    _show({**where, "verdicts": facts["verdicts"], **{name: value for name, value in files.items() if value}}, False)
+
+
 # ---- between the verbs and the stages ----------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ timed with either.
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hwnas.calibration import Measurement
@@ -265,14 +265,12 @@ def all_cases(widths: str) -> tuple[Case, ...]:
 
 
 def check_complete(timings: Sequence[GuidelineTiming]) -> None:
-    """Raises `ValueError` if timings are neither none nor those of all four experiments, in order and equally often."""
+    """Raises `ValueError` if timings are neither none nor those of all four experiments, once each and in order."""
     if not timings:
         return
     widths = timings[0].case.widths
     if widths not in WIDTHS or tuple(timing.case for timing in timings) != all_cases(widths):
         raise ValueError("the guidelines' timings are not those of the four experiments")
-    if len({len(timing.measurement.samples_ms) for timing in timings}) > 1:
-        raise ValueError("the guidelines' timings are not of equally many rounds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +279,8 @@ class Slowdown:
 
     Attributes:
         variant: which.
-        here: on the device, the median over the rounds.
-        spread: of that, half the distance between the quartiles of the rounds.
+        here: on the device, of the medians.
+        spread: of that, from the spreads of both, taken as independent.
         arm, gpu: as the paper reports.
     """
 
@@ -305,23 +303,29 @@ def slowdowns(guideline: str, timings: Sequence[GuidelineTiming]) -> tuple[Slowd
     first = experiment.variants[0]
 
     def slowdown(variant: str) -> Slowdown:
-        ratios = [_ratio(measured[variant, m], measured[first, m]) for m in MULTIPLIERS]
-        one, two, four = (ratio.median_ms for ratio in ratios)
-        spread = (ratios[0].spread_ms, ratios[1].spread_ms, ratios[2].spread_ms)
+        pairs = [(measured[variant, multiplier], measured[first, multiplier]) for multiplier in MULTIPLIERS]
         arm, gpu = (_reported(column, first, variant) for column in (experiment.arm, experiment.gpu))
-        return Slowdown(variant, (one, two, four), spread, arm, gpu)
+        return Slowdown(variant, _three(map(_ratio, pairs)), _three(map(_ratio_spread, pairs)), arm, gpu)
 
     return tuple(map(slowdown, experiment.variants))
 
 
-def _ratio(variant: Measurement, first: Measurement) -> Measurement:
-    """Round by round, so that what slows a whole round down does not count."""
-    pairs = zip(variant.samples_ms, first.samples_ms, strict=True)
-    return Measurement(tuple(mine / other for mine, other in pairs))
+def _ratio(pair: tuple[Measurement, Measurement]) -> float:
+    return pair[0].median_ms / pair[1].median_ms
+
+
+def _ratio_spread(pair: tuple[Measurement, Measurement]) -> float:
+    if pair[0] is pair[1]:
+        return 0.0
+    return _ratio(pair) * math.hypot(*(measurement.spread_ms / measurement.median_ms for measurement in pair))
 
 
 def _reported(column: dict[str, Speeds], first: str, variant: str) -> Speeds:
-    one, two, four = (best / speed for best, speed in zip(column[first], column[variant], strict=True))
+    return _three(best / speed for best, speed in zip(column[first], column[variant], strict=True))
+
+
+def _three(values: Iterable[float]) -> Speeds:
+    one, two, four = values
     return one, two, four
 
 

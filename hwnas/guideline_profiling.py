@@ -1,11 +1,13 @@
 """A device -> timings of the paper's four experiments."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-from hwnas.calibration import Measurement, steadied
+from hwnas.calibration import Measurement
 from hwnas.devices import Device, Timing
 from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, WIDTHS, Case, GuidelineTiming, cases
+from hwnas.latency import Conditions, LatencyTable, load_table
 from hwnas.onnx_model import random_weights, to_onnx
 
 ROUNDS, SAMPLE_MS = 15, 0.5
@@ -47,10 +49,16 @@ def measure_guidelines(
     timings: list[GuidelineTiming] = []
     for done, guideline in enumerate(EXPERIMENTS, 1):
         group = cases(guideline, widths)
-        measured = steadied(dict(device.measure([model(case) for case in group], timing)))
+        measured = dict(device.measure([model(case) for case in group], timing))
         timings += [GuidelineTiming(case, _short(measured[index])) for index, case in enumerate(group)]
         on_progress(done, len(EXPERIMENTS), guideline)
     return tuple(timings)
+
+
+def matching_table(path: Path, conditions: Conditions) -> LatencyTable | None:
+    """The latency table of a file if there is one and it was measured under these conditions."""
+    table = load_table(path) if path.exists() else None
+    return table if table and not table.conditions.differences(conditions) else None
 
 
 def _short(measurement: Measurement) -> Measurement:

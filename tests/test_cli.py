@@ -16,7 +16,7 @@ from conftest import SHORT, TINY, Answer, Home
 
 from hwnas.runs import write_text
 
-VERBS = ("search", "profile", "train", "retrain", "export", "show", "breakdown")
+VERBS = ("search", "profile", "train", "retrain", "export", "show", "breakdown", "guidelines")
 
 Command = Callable[..., Answer]
 

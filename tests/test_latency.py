@@ -251,7 +251,6 @@ def test_timings_of_the_guidelines_come_back_from_the_file_one_a_line_and_surviv
         lambda timings: [timing.update(widths="cpu") for timing in timings],
         lambda timings: timings[0].update(samples_ms=[]),
         lambda timings: timings[0].update(samples_ms=[0.1, -0.1]),
-        lambda timings: timings[0].update(samples_ms=[0.1]),
         lambda timings: timings[0].update(samples_ms="fast"),
         lambda timings: timings.insert(0, None),
     ],
