@@ -344,3 +344,8 @@ def verdict(guideline: str, timings: Sequence[GuidelineTiming]) -> str:
     worst = max(s.mean for s in extremes)
     word = "holds" if worst >= HOLDS else "turns round" if worst < TURNS else "hardly matters"
     return f"{guideline} {word} here: {'; '.join(clauses)}."
+
+
+def verdicts(timings: Sequence[GuidelineTiming]) -> list[str]:
+    """A sentence for each guideline, from a whole set of timings."""
+    return [verdict(guideline, timings) for guideline in EXPERIMENTS]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hwnas.drawing import WIDTH, box, element, label, line, picture
-from hwnas.experiments import EXPERIMENTS, MULTIPLIERS, GuidelineTiming, Slowdown, Speeds, slowdowns, verdict
+from hwnas.experiments import EXPERIMENTS, MULTIPLIERS, GuidelineTiming, Slowdown, Speeds, slowdowns, verdicts
 from hwnas.plots import ticks
 
 MARGIN, LABEL, LANE = 16, 26, 15
@@ -21,11 +21,6 @@ def guideline_facts(timings: Sequence[GuidelineTiming]) -> dict[str, Any]:
         "verdicts": verdicts(timings),
         "experiments": {guideline: _experiment_facts(guideline, timings) for guideline in EXPERIMENTS},
     }
-
-
-def verdicts(timings: Sequence[GuidelineTiming]) -> list[str]:
-    """A sentence for each guideline."""
-    return [verdict(guideline, timings) for guideline in EXPERIMENTS]
 
 
 def _experiment_facts(guideline: str, timings: Sequence[GuidelineTiming]) -> list[dict[str, Any]]:

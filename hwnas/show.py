@@ -1,16 +1,19 @@
-"""What `hwnas show` tells of a run, a space, a latency table, a model, or a network of the literature."""
+"""What `hwnas show` tells of a run, an architecture, a space, a latency table, a model, or a network by its name."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from hwnas.errors import HwnasError
+from hwnas.experiments import verdicts
+from hwnas.guidelines import GUIDELINES, NetworkSheet, network_sheet
 from hwnas.latency import LatencyTable, load_table
 from hwnas.network import Network, macs, memory_access, parameters
 from hwnas.reference import REFERENCE, reference
 from hwnas.runs import RunResult, load_result
 from hwnas.space import SearchSpace, lower
 from hwnas.space_toml import load_space, shipped_spaces
+from hwnas.stages import load_settings
 
 
 def facts_of(what: str) -> dict[str, Any]:
@@ -21,15 +24,16 @@ def facts_of(what: str) -> dict[str, Any]:
     if what in REFERENCE:
         return network_facts(reference(what))
     if path.is_dir():
-        return run_facts(load_result(path))
+        return run_facts(load_result(path)) | sheet_facts(network_sheet(found_network(path / "architecture.json")))
     if not path.exists():
         raise HwnasError(
-            f"There is nothing called '{what}'. Show a run's folder, a latency table (.json), a model (.onnx), a space "
-            f"({', '.join(shipped_spaces())}, or a .toml file), or a network such as {next(iter(REFERENCE))}."
+            f"There is nothing called '{what}'. Show a run's folder or its architecture.json, a latency table (.json), "
+            f"a model (.onnx), a space ({', '.join(shipped_spaces())}, or a .toml file), or a network such as "
+            f"{next(iter(REFERENCE))}."
         )
     if path.suffix == ".onnx":
         return model_facts(path)
-    return table_facts(load_table(path))
+    return network_facts(found_network(path)) if _is_architecture(path) else table_facts(load_table(path))
 
 
 def space_facts(space: SearchSpace) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def _word(value: object) -> str:
 
 
 def network_facts(network: Network) -> dict[str, Any]:
-    """The counts of a network, for one image."""
+    """The counts of a network, for one image, and its guideline sheet."""
     return {
         "network": network.name,
         "input": "x".join(map(str, network.input.shape)),
@@ -62,7 +66,44 @@ def network_facts(network: Network) -> dict[str, Any]:
         "memory_access": memory_access(network),
         "units": len(network.units),
         "operators": len(network.nodes),
+        **sheet_facts(network_sheet(network)),
     }
+
+
+def sheet_facts(sheet: NetworkSheet) -> dict[str, Any]:
+    """What a network keeps and breaks of the guidelines, and the numbers of its units, the worst first."""
+    return {
+        "guidelines": [finding.text for finding in sheet.findings],
+        "units_worst_first": [
+            {"unit": unit.name} | {guideline: round(unit.value(guideline), 3) for guideline in GUIDELINES}
+            for unit in sheet.worst_first
+        ],
+    }
+
+
+def found_network(path: Path) -> Network:
+    """The network of an architecture's file; its space is the one of the run that it lies in, or the shipped one.
+
+    Raises:
+        HwnasError: the file is no architecture, or its space is not known.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        named = str(json.loads(text)["space"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HwnasError(f"{path} is not an architecture: {error!r}. Give the architecture.json of a run.") from None
+    space = load_settings(path.parent)["space"] if path.with_name("run.json").is_file() else named
+    loaded = load_space(space)
+    return lower(loaded, loaded.from_json(text))
+
+
+def _is_architecture(path: Path) -> bool:
+    """Whether a file is JSON with stages, as an architecture is and a latency table is not."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and "stages" in data
 
 
 def run_facts(result: RunResult) -> dict[str, Any]:
@@ -113,6 +154,9 @@ def table_facts(table: LatencyTable) -> dict[str, Any]:
         "noise_floor_percent": 100 * calibration.noise_floor,
         "kendall_tau": calibration.kendall_tau,
         "upper_bound_percent": 100 * calibration.upper_ratio,
+        "guidelines": verdicts(table.guidelines)
+        if table.guidelines
+        else "not measured; hwnas guidelines measures them",
         "sha256": table.digest,
     }
 

@@ -73,6 +73,7 @@ SAME_FLOOR = {
     "data": {"datasets", "image_sources", "images"},
     "training": {"data"},
     "search": {"evolution"},
+    "show": {"stages"},
 }
 
 HEAVY = {"jax", "flax", "optax", "orbax", "grain", "onnxruntime", "optuna", "matplotlib", "sklearn", "pyarrow", "PIL"}

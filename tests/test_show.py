@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Home
+from test_experiments import timings
 
 from hwnas.errors import HwnasError
 from hwnas.latency import load_table
@@ -42,6 +44,39 @@ def test_a_network_of_the_literature_is_shown_with_its_published_counts():
 def test_every_network_of_the_literature_is_shown():
     for name in REFERENCE:
         assert facts_of(name)["macs"] > 0
+
+
+def test_the_guideline_sheet_of_a_network_is_shown_with_its_worst_units_first():
+    facts = facts_of("mobilenet-v2-1.0")
+    assert [text.split(":")[0] for text in facts["guidelines"]] == ["G1 broken", "G2 kept", "G3 kept", "G4 broken"]
+    units = facts["units_worst_first"]
+    assert len(units) == facts["units"]
+    assert units[0]["G1"] == max(unit["G1"] for unit in units)
+    assert units[-1]["unit"] in ("stem", "head")
+
+
+def test_the_architecture_of_a_run_is_shown_with_its_guideline_sheet(found: dict[str, Any], tmp_path: Path):
+    run, alone = facts_of(str(found["run"])), facts_of(str(found["run"] / "architecture.json"))
+    assert alone["network"] == "tiny"
+    assert run["guidelines"] == alone["guidelines"]
+    assert run["units_worst_first"] == alone["units_worst_first"]
+    space = load_space("shufflenet-tiny")
+    (tmp_path / "smallest.json").write_text(space.smallest.to_json())
+    assert facts_of(str(tmp_path / "smallest.json"))["macs"] == facts_of("shufflenet-tiny")["smallest_macs"]
+
+
+@pytest.mark.parametrize("text", ['{"stages": []}', '{"stages": [], "space": 3}', '{"stages": 1, "space": "nowhere"}'])
+def test_what_is_no_architecture_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "architecture.json").write_text(text)
+    with pytest.raises(HwnasError, match=r"not an architecture|nowhere|search space"):
+        facts_of(str(tmp_path / "architecture.json"))
+
+
+def test_a_table_shows_its_verdicts_or_how_to_measure_them(home: Home, found: dict[str, Any], tmp_path: Path):
+    assert facts_of(str(home.table))["guidelines"] == "not measured; hwnas guidelines measures them"
+    table = replace(load_table(home.table), guidelines=timings(**{"8_groups": 1.9}))
+    table.save(tmp_path / "table.json")
+    assert facts_of(str(tmp_path / "table.json"))["guidelines"][1].startswith("G2 holds here: 8 groups cost 1.90x")
 
 
 def test_a_run_is_shown_with_what_was_promised_and_measured(found: dict[str, Any]):
