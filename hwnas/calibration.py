@@ -10,7 +10,7 @@ networks, and its relative errors on the other half say how far above it a new n
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,9 +21,19 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """All samples of one timing, in milliseconds a run; they are summarised only when asked."""
+    """All samples of one timing, in milliseconds a run; they are summarised only when asked.
+
+    Attributes:
+        samples_ms: in the order in which they were taken.
+        pace: how much slower than usual the machine was all the time; 1 for samples of an undisturbed machine.
+    """
 
     samples_ms: tuple[float, ...]
+    pace: float = 1.0
+
+    def at_usual_pace(self) -> "Measurement":
+        """What the samples would have been on the undisturbed machine, as far as the pace tells."""
+        return Measurement(tuple(sample / self.pace for sample in self.samples_ms))
 
     @property
     def median_ms(self) -> float:
@@ -42,29 +52,6 @@ class Measurement:
         return (upper - lower) / 2
 
 
-STEADY_MODELS = 8
-"""From so many models on a group shows how fast each of its rounds was."""
-
-
-def steadied(group: Mapping[int, Measurement]) -> dict[int, Measurement]:
-    """The timings of models that were sampled in the same rounds, without the ups and downs of the rounds.
-
-    A round's pace is the median, over the models, of how much longer than usual their samples of that round are (median
-    polish, Tukey 1977, on logarithms). Each sample is divided by the pace of its round relative to the median round:
-    the level stays, and only what all models shared goes. Fewer than `STEADY_MODELS` models come back as they are.
-    """
-    if len(group) < STEADY_MODELS:
-        return dict(group)
-    samples = np.log([measurement.samples_ms for measurement in group.values()])
-    usual = np.median(samples, axis=1, keepdims=True)
-    pace = np.zeros(samples.shape[1])
-    for _ in range(5):
-        pace = np.median(samples - usual, axis=0)
-        usual = np.median(samples - pace, axis=1, keepdims=True)
-    steady = np.exp(samples - pace + np.median(pace))
-    return {index: Measurement(tuple(map(float, row))) for index, row in zip(group, steady, strict=True)}
-
-
 @dataclass(frozen=True, slots=True)
 class WholeNetwork:
     """A whole network of the space, as predicted and as measured.
@@ -73,7 +60,7 @@ class WholeNetwork:
         encoding: the architecture, as `SearchSpace.encode` gives it; empty for a network that has none.
         sum_ms: the sum of its units' entries.
         parameters: how many it has.
-        measured: the first timing, `steadied`.
+        measured: the first timing.
         repeated: a second timing of the same model some time later, or no samples.
         held_out: whether the line was fitted without it.
     """
@@ -115,6 +102,11 @@ class Calibration:
     def rms_error(self) -> float:
         """Root-mean-square relative error on the held-out networks."""
         return root_mean_square(self.relative_errors)
+
+    @property
+    def mean_absolute_error(self) -> float:
+        """Mean absolute relative error on the held-out networks."""
+        return statistics.fmean(map(abs, self.relative_errors or (0.0,)))
 
     @property
     def bias(self) -> float:

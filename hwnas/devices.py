@@ -20,6 +20,9 @@ from hwnas.calibration import Measurement
 from hwnas.errors import HwnasError
 from hwnas.latency import Conditions
 
+ATTEMPTS = 3
+"""How often a model is timed for which the machine was too disturbed."""
+
 DEVICES = ("cpu",)
 PRECISIONS = ("fp32", "int8")
 
@@ -30,30 +33,83 @@ class DeviceError(HwnasError):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How a group of models is timed.
+    """How a group of models is timed; docs/measuring.md gives the reasons.
 
     Attributes:
         threads: threads inside an operator.
-        rounds: samples of each model.
-        sample_ms: the least length of a sample, in milliseconds; short models are run several times for one.
-        warm_up_runs: runs before the first sample.
+        rounds: the most samples of each model.
+        agreeing, tolerance: a model is done when so many samples lie so close, relatively, to the least of them.
+        sample_ms, least_runs: a sample is the least of so many runs, and of so many milliseconds, at least.
+        warm_up_runs, warm_up_ms: runs before the first sample, and how long they take at least.
+        cool_down_s: how long to wait at most for a processor that is too hot.
         seed: of the inputs and of the order in each round.
         timeout_s: how long the device may keep silent, in seconds, before it counts as hung.
     """
 
     threads: int = 1
-    rounds: int = 9
-    sample_ms: float = 0.5
+    rounds: int = 40
+    agreeing: int = 3
+    tolerance: float = 0.02
+    sample_ms: float = 1.0
+    least_runs: int = 10
     warm_up_runs: int = 3
+    warm_up_ms: float = 2.0
+    cool_down_s: float = 60.0
     seed: int = 0
     timeout_s: float = 300.0
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The fields that the device is told."""
+        return {name: value for name, value in asdict(self).items() if name != "timeout_s"}
 
 
 DEFAULT_TIMING = Timing()
 
 
+@dataclass(frozen=True, slots=True)
+class GroupFacts:
+    """What was seen of the machine while a group of models was timed; `None` where the system does not show it.
+
+    Attributes:
+        anchor_ms: samples of the anchor.
+        waited_s: how long the group waited for the processor to cool down.
+        load_average: how many processes wanted to run, at the end.
+        stolen: the share of the processors' time that the host of a virtual machine gave to others.
+        megahertz: frequency before and after.
+        celsius: the highest temperature at the end.
+    """
+
+    anchor_ms: Measurement
+    waited_s: float
+    load_average: float
+    stolen: float | None
+    megahertz: tuple[float | None, float | None]
+    celsius: float | None
+
+    @staticmethod
+    def read(answer: dict[str, Any]) -> "GroupFacts":
+        """From the last answer of `measure.time_group`."""
+        before, after = answer["before"], answer["after"]
+        ticks = after.get("ticks", 0) - before.get("ticks", 0)
+        return GroupFacts(
+            anchor_ms=Measurement(tuple(answer["anchor_samples_ms"])),
+            waited_s=answer["waited_s"],
+            load_average=after["load_average"],
+            stolen=(after["stolen_ticks"] - before["stolen_ticks"]) / ticks if ticks > 0 else None,
+            megahertz=(before["megahertz"], after["megahertz"]),
+            celsius=after["celsius"],
+        )
+
+
 class Device:
-    """A processor and a runtime that time ONNX models, behind a child process that is started when it is needed."""
+    """A processor and a runtime that time ONNX models, behind a child process that is started when it is needed.
+
+    Attributes:
+        anchor_ms: what the anchor takes when nothing disturbs the machine, as far as is known. A samples counts only
+            while the anchor takes about as long.
+        groups: what was seen of the machine in each group so far.
+    """
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
@@ -62,6 +118,9 @@ class Device:
         self._answers: queue.Queue[str] = queue.Queue()
         self._busy = False
         self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the device
+        self._folder = tempfile.TemporaryDirectory(prefix="hwnas-anchor-")
+        self.anchor_ms: float | None = None
+        self.groups: list[GroupFacts] = []
 
     def conditions(self, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Conditions:
         """What a measurement with these settings would be measured on.
@@ -100,14 +159,8 @@ class Device:
         """
         folder = tempfile.TemporaryDirectory(prefix="hwnas-models-")
         paths = [_as_file(model, Path(folder.name) / f"{index}.onnx") for index, model in enumerate(models)]
-        request = {
-            "models": [str(path) for path in paths],
-            "threads": timing.threads,
-            "rounds": timing.rounds,
-            "sample_ms": timing.sample_ms,
-            "warm_up_runs": timing.warm_up_runs,
-            "seed": timing.seed,
-        }
+        anchor = {"anchor": str(self._anchor_file()), "anchor_ms": self.anchor_ms}
+        request = {"models": [str(path) for path in paths], **timing.request, **anchor}
         self._send(request)
         self._busy = True
         return self._results(paths, timing, folder)
@@ -119,12 +172,35 @@ class Device:
         with folder:
             while "done" not in (answer := self._receive(timing.timeout_s)):
                 if "samples_ms" in answer:
-                    yield answer["model"], Measurement(tuple(answer["samples_ms"]))
+                    yield answer["model"], Measurement(tuple(answer["samples_ms"]), answer["pace"])
                 else:
                     failures.append(f"{paths[answer['model']].name}: {answer['error']}")
         self._busy = False
+        self.anchor_ms = answer["anchor_ms"]
+        self.groups.append(GroupFacts.read(answer))
         if failures:
             raise DeviceError(f"{len(failures)} of {len(paths)} models do not run on {self.name}: {failures[0]}")
+
+    def measure_steadily(
+        self, models: Sequence[bytes | Path], timing: Timing = DEFAULT_TIMING
+    ) -> dict[int, Measurement]:
+        """Times models as one group, and those again, a few times, for which the machine was too disturbed.
+
+        Returns:
+            The measurement of each model, by index; its pace is above 1 where no attempt found the machine steady.
+
+        Raises:
+            DeviceError: as of `measure`.
+        """
+        found: dict[int, Measurement] = {}
+        again = list(range(len(models)))
+        for _ in range(ATTEMPTS):
+            results = self.measure([models[index] for index in again], timing)
+            found |= {again[position]: measurement for position, measurement in results}
+            again = [index for index in again if found[index].pace > 1]
+            if not again:
+                break
+        return found
 
     def profile(
         self, model: bytes | Path, timing: Timing, on_round: Callable[[int], None] = lambda number: None
@@ -141,9 +217,7 @@ class Device:
         """
         with tempfile.TemporaryDirectory(prefix="hwnas-models-") as folder:
             path = _as_file(model, Path(folder) / "model.onnx")
-            settings = asdict(timing)
-            del settings["timeout_s"]
-            self._send({"profile": str(path), **settings})
+            self._send({"profile": str(path), **timing.request})
             self._busy = True
             while "round" in (answer := self._receive(timing.timeout_s)):
                 on_round(answer["round"])
@@ -152,6 +226,20 @@ class Device:
             error = " ".join(answer["error"].split()).rstrip(".")
             raise DeviceError(f"{path.name} does not run on {self.name}: {error}. Export it anew, or give another.")
         return answer
+
+    def _anchor_file(self) -> Path:
+        """ShuffleNet V2 0.5x for 32x32 images: it takes less than a millisecond, so that it can be run very often.
+
+        Its time rises with whatever slows networks down: a lower frequency, a hot chip, a busy neighbour.
+        """
+        from hwnas.onnx_model import random_weights, to_onnx
+        from hwnas.reference.shufflenet import shufflenet_v2
+
+        path = Path(self._folder.name) / "anchor.onnx"
+        if not path.exists():
+            network = shufflenet_v2("0.5x", input_size=32, classes=10, stem_stride=1, max_pool=False)
+            path.write_bytes(to_onnx(network, random_weights(network, 0)).SerializeToString())
+        return path
 
     # ---- the child process ---------------------------------------------------------------------------------------
 

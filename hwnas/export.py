@@ -22,6 +22,10 @@ PROOF_IMAGES = 1024
 """Real images on which the model and JAX are compared; training images, so that the test split stays unread."""
 
 
+AGREEING = 10
+"""Samples of a model that is proved: more than for a table, so that their spread means something."""
+
+
 def network_weights(model: FixedNetwork, statistics: Statistics) -> dict[str, np.ndarray]:
     """All arrays of a trained network, batch-norm statistics included, by the names of `network.weight_shapes`."""
     weights = {name: np.asarray(value[...]) for name, value in model.weights.items()}
@@ -62,9 +66,9 @@ def network_input(images: np.ndarray, data: DataSet) -> np.ndarray:
     return np.asarray(normalize(images, data.mean, data.std)).transpose(0, 3, 1, 2)
 
 
-def measure_models(device: Device, models: list[bytes], *, threads: int, rounds: int = 50) -> list[Measurement]:
+def measure_models(device: Device, models: list[bytes], *, threads: int) -> list[Measurement]:
     """Times whole networks as one group, so that all see the same minutes of the device."""
-    found = dict(device.measure(models, Timing(threads=threads, rounds=rounds)))
+    found = device.measure_steadily(models, Timing(threads=threads, agreeing=AGREEING, sample_ms=5.0))
     return [found[index] for index in range(len(models))]
 
 

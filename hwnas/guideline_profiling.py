@@ -10,7 +10,7 @@ from hwnas.experiments import EXPERIMENTS, WIDTHS, Case, GuidelineTiming, cases
 from hwnas.latency import Conditions, LatencyTable, load_table
 from hwnas.onnx_model import random_weights, to_onnx
 
-ROUNDS, SAMPLE_MS = 15, 0.5
+AGREEING, SAMPLE_MS = 5, 3.0
 
 
 def measure_guidelines(
@@ -39,7 +39,7 @@ def measure_guidelines(
     """
     if widths not in WIDTHS:
         raise HwnasError(f"The widths are {' or '.join(WIDTHS)}. They are '{widths}'.")
-    timing = Timing(threads=threads, rounds=ROUNDS, sample_ms=SAMPLE_MS, seed=seed)
+    timing = Timing(threads=threads, agreeing=AGREEING, sample_ms=SAMPLE_MS, seed=seed)
 
     def model(case: Case) -> bytes:
         network = case.network
@@ -49,8 +49,8 @@ def measure_guidelines(
     timings: list[GuidelineTiming] = []
     for done, guideline in enumerate(EXPERIMENTS, 1):
         group = cases(guideline, widths)
-        measured = dict(device.measure([model(case) for case in group], timing))
-        timings += [GuidelineTiming(case, _short(measured[index])) for index, case in enumerate(group)]
+        measured = device.measure_steadily([model(case) for case in group], timing)
+        timings += [GuidelineTiming(case, _short(measured[index].at_usual_pace())) for index, case in enumerate(group)]
         on_progress(done, len(EXPERIMENTS), guideline)
     return tuple(timings)
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from hwnas.calibration import Calibration, Measurement, WholeNetwork, upper_rati
 from hwnas.errors import HwnasError
 from hwnas.experiments import Case, GuidelineTiming, check_complete
 from hwnas.network import Network, parameters, unit_key
-from hwnas.places import Place, network_at, places_of_architecture
+from hwnas.places import Place, network_at, places_of, places_of_architecture
 from hwnas.space import Architecture, SearchSpace
 
 
@@ -93,7 +93,23 @@ class Entry:
         return self.measurement.median_ms
 
 
-FORMAT = "hwnas latency table 1"
+@dataclass(frozen=True, slots=True)
+class ComposedEntry:
+    """The cost of a unit that was not timed itself: a sum of entries of others; see `composition.terms`.
+
+    Attributes:
+        key, unit: as those of an `Entry`.
+        terms: the keys of measured entries, with how often each counts.
+        latency_ms: their sum.
+    """
+
+    key: str
+    unit: str
+    terms: tuple[tuple[str, int], ...]
+    latency_ms: float
+
+
+FORMAT = "hwnas latency table 2"
 WHAT = "milliseconds (ms) a run; an entry is what a network gains when the unit is added: the median of its samples"
 _LINE_FIELDS = ("intercept_ms", "slope", "parameter_ns", "upper_ratio")
 
@@ -115,7 +131,7 @@ class LatencyTable:
     space: str
     started: str
     finished: str
-    entries: dict[str, Entry]
+    entries: dict[str, Entry | ComposedEntry]
     calibration: Calibration
     guidelines: tuple[GuidelineTiming, ...] = ()
 
@@ -131,6 +147,10 @@ class LatencyTable:
             HwnasError: an entry is missing; the message names the units and the command that measures them.
         """
         return sum(entry.latency_ms for entry in self._entries_of(network))
+
+    def unit_ms(self, space: SearchSpace) -> dict[Place, float]:
+        """The milliseconds of every place of a space; `HwnasError` if one has no entry."""
+        return {place: self.raw_sum_ms(network_at(space, [place])) for place in places_of(space)}
 
     def predict(self, network: Network) -> Prediction:
         """What a network will take; `HwnasError` if the table lacks one of its units."""
@@ -232,7 +252,7 @@ class LatencyTable:
             os.fsync(file.fileno())
         temporary.replace(path)
 
-    def _entries_of(self, network: Network) -> list[Entry]:
+    def _entries_of(self, network: Network) -> list[Entry | ComposedEntry]:
         keys = [unit_key(unit) for unit in network.units]
         missing = [unit.name for unit, key in zip(network.units, keys, strict=True) if key not in self.entries]
         if missing:
@@ -291,7 +311,7 @@ def _parse_table(data: Any) -> LatencyTable:
     calibration = data["calibration"]
     line = {name: _number(calibration[name], name) for name in _LINE_FIELDS}
     networks = tuple(_parse_network(network) for network in calibration["networks"])
-    entries = [parse_entry(entry) for entry in data["entries"]]
+    entries = _parse_entries(data["entries"])
     guidelines = tuple(_parse_guideline(timing) for timing in data.get("guidelines", []))
     check_complete(guidelines)
     for name in ("started", "finished"):
@@ -301,7 +321,7 @@ def _parse_table(data: Any) -> LatencyTable:
         _checked(data["space"], "space", str),
         data["started"],
         data["finished"],
-        {entry.key: entry for entry in entries},
+        entries,
         Calibration(**line, networks=networks),
         guidelines,
     )
@@ -314,8 +334,16 @@ def parse_conditions(data: dict[str, Any]) -> Conditions:
     return Conditions(**{f.name: _checked(data[f.name], f.name, f.type) for f in fields(Conditions)})
 
 
-def entry_json(entry: Entry) -> dict[str, Any]:
+def composed_entry(key: str, unit: str, terms: Iterable[tuple[str, int]], measured: Mapping[str, Any]) -> ComposedEntry:
+    """The entry that measured entries, by key, give together; `KeyError` if one of them is not there."""
+    terms = tuple(terms)
+    return ComposedEntry(key, unit, terms, sum(factor * measured[term].latency_ms for term, factor in terms))
+
+
+def entry_json(entry: Entry | ComposedEntry) -> dict[str, Any]:
     """An entry as the table's file and the profiler's journal have it."""
+    if isinstance(entry, ComposedEntry):
+        return {"key": entry.key, "unit": entry.unit, "terms": dict(entry.terms)}
     return {
         "key": entry.key,
         "unit": entry.unit,
@@ -330,6 +358,21 @@ def parse_entry(data: dict[str, Any]) -> Entry:
     entry = Entry(key, unit, Measurement(gains))
     _time_ms(entry.latency_ms, "the median of the samples")
     return entry
+
+
+def _parse_entries(rows: Any) -> dict[str, Entry | ComposedEntry]:
+    measured = {entry.key: entry for entry in (parse_entry(row) for row in rows if "terms" not in row)}
+    entries: dict[str, Entry | ComposedEntry] = dict(measured)
+    for row in rows:
+        if "terms" not in row:
+            continue
+        key, unit = (_checked(row[name], name, str) for name in ("key", "unit"))
+        terms = [(term, _checked(factor, "a factor", int)) for term, factor in row["terms"].items()]
+        if missing := [term for term, _ in terms if term not in measured]:
+            raise ValueError(f"the entry of {unit} is composed of {missing[0]}, which is not there")
+        entries[key] = composed_entry(key, unit, terms, measured)
+        _time_ms(entries[key].latency_ms, f"the sum of the terms of {unit}")
+    return entries
 
 
 def _network_json(network: WholeNetwork) -> dict[str, Any]:

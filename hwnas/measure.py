@@ -5,22 +5,28 @@
 Each line of standard input is a request, each line of standard output a piece of the answer, both JSON.
 
 `{"conditions": true}` is answered by what and where this is, `{"profile": "a.onnx", ...}` as `profile_model` says. Any
-other request is a group of models timed together:
+other request is a group of models timed together, as docs/measuring.md describes and gives the reasons for:
 
-    {"models": ["a.onnx", "b.onnx"], "threads": 1, "rounds": 9, "sample_ms": 0.5, "warm_up_runs": 3, "seed": 0}
+    {"models": ["a.onnx", "b.onnx"], "threads": 1, "rounds": 40, "agreeing": 3, "tolerance": 0.02,
+     "sample_ms": 1.0, "least_runs": 10, "warm_up_runs": 3, "warm_up_ms": 5.0,
+     "anchor": "anchor.onnx", "anchor_ms": 0.41, "cool_down_s": 60.0, "seed": 0}
 
 Every model gets a session and is warmed up; then come the rounds, in each of which every model is sampled once, in an
-order drawn anew, so that a drift of the machine meets all models alike. A sample is the least of so many runs that they
-take `sample_ms` at least, after one run that is not counted and brings the model back into the caches. If meanwhile the
-system took the processor away, the runs are repeated, a few times; the least of all counts. The answers:
+order drawn anew. A sample is the least of at least `least_runs` runs that take `sample_ms` together, after one run that
+is not counted and brings the model back into the caches. Between the samples the anchor, a model that never changes, is
+sampled again and again: a sample is steady if the anchor took its usual time before or after it. A model is done when
+`agreeing` of its steady samples lie within `tolerance` of the least; these are the answer:
 
-    {"model": 0, "samples_ms": [0.113, 0.112, ...]}      all samples, in milliseconds, in the order of the rounds
-    {"model": 1, "error": "..."}                         this model failed; the others are timed without it
-    {"done": 2}                                          the end of the group
-    {"error": "..."}                                     the request itself cannot be met
+    {"model": 0, "samples_ms": [0.113, ...], "pace": 1.0}  in the order of the rounds; a pace above 1 tells that too few
+                                                           samples were steady, and how much slower the machine was
+    {"model": 1, "error": "..."}                           this model failed; the others are timed without it
+    {"done": 2, "anchor_ms": 0.41, "anchor_samples_ms": [...], "celsius": 61.0, ...}   the end of the group
+    {"error": "..."}                                       the request itself cannot be met
 """
 
 import base64
+import bisect
+import glob
 import json
 import math
 import os
@@ -29,12 +35,20 @@ import random
 import sys
 import tempfile
 import time
+from contextlib import suppress
 
 import numpy as np
 import onnxruntime
 
-RETAKES = 2
-"""How often the runs of a sample are repeated after a disturbance; then it stands as it is."""
+PACE_TOLERANCE = 1.1
+"""A sample is steady if the anchor was at most so much slower than usual before or after it. A busy neighbour on the
+same core makes it 1.3 to 1.6 times slower; left to itself it repeats within 3 %."""
+
+ANCHOR_RUNS, ANCHOR_SHARE = 2, 0.2
+"""The anchor's samples are short, so that short disturbances are seen; they take up to this share of the time."""
+
+COOL_BELOW_C = 5.0
+"""Measuring begins when the processor is so many degrees Celsius below the first temperature at which it slows down."""
 
 _NUMPY_TYPES = {
     "tensor(float)": np.float32,
@@ -45,31 +59,86 @@ _NUMPY_TYPES = {
 
 
 class TimedModel:
-    """One model, ready to run: its session, an input of its own shape, and how many runs make a sample."""
+    """One model, warm and ready: a call that runs it once, and how many runs make a sample."""
 
-    def __init__(self, path, threads, sample_ms, warm_up_runs, seed):
-        self.session = onnxruntime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
-        rng = np.random.default_rng(seed)
-        self.feed = {i.name: random_input(i, rng) for i in self.session.get_inputs()}
-        self.runs = 1
-        for _ in range(warm_up_runs):
-            self.sample_ms()
-        self.runs = max(1, math.ceil(sample_ms / self.sample_ms()))
+    def __init__(self, run, request, clock=time.perf_counter_ns):
+        self.run, self.clock, self.runs = run, clock, 1
+        start, done = clock(), 0
+        while done < request["warm_up_runs"] or clock() - start < request["warm_up_ms"] * 1e6:
+            once_ms = self.sample_ms()
+            done += 1
+        self.runs = max(request["least_runs"], math.ceil(request["sample_ms"] / once_ms))
 
     def sample_ms(self):
-        """Milliseconds of the least of `self.runs` runs, undisturbed if a few tries will do."""
-        run, feed, clock = self.session.run, self.feed, time.perf_counter_ns
+        """Milliseconds of the least of `self.runs` runs."""
+        run, clock = self.run, self.clock
         least_ns = math.inf
-        for _ in range(1 + RETAKES):
-            run(None, feed)
-            switches = forced_switches()
-            for _ in range(self.runs):
-                start = clock()
-                run(None, feed)
-                least_ns = min(least_ns, clock() - start)
-            if forced_switches() == switches:
-                break
+        run()
+        for _ in range(self.runs):
+            start = clock()
+            run()
+            least_ns = min(least_ns, clock() - start)
         return least_ns / 1e6
+
+
+class Anchor:
+    """A model that never changes, sampled again and again: its time tells how fast the machine is just now.
+
+    Attributes:
+        samples_ms: all of this group.
+        every_ns: how long other models may be sampled before it is its turn again.
+    """
+
+    def __init__(self, model, usual_ms):
+        self.model, self.known_ms = model, usual_ms or math.inf
+        model.runs = ANCHOR_RUNS
+        self.samples_ms, self.ordered_ms = [], []
+        start = model.clock()
+        self.sample()
+        self.every_ns = (self.last_ns - start) / ANCHOR_SHARE
+
+    @property
+    def usual_ms(self):
+        """What it takes on the undisturbed machine: the lower decile of the samples, or less if less was known."""
+        return min(self.known_ms, self.ordered_ms[len(self.ordered_ms) // 10])
+
+    def sample(self):
+        self.samples_ms.append(self.model.sample_ms())
+        bisect.insort(self.ordered_ms, self.samples_ms[-1])
+        self.last_ns = self.model.clock()
+
+    def due(self):
+        return self.model.clock() - self.last_ns > self.every_ns
+
+    def pace(self, index):
+        """How much slower than usual the machine was at sample `index`, 1 or more."""
+        return max(1.0, self.samples_ms[index] / self.usual_ms)
+
+
+class Machine:
+    """What a group of timings needs of the world; tests have one of their own, with a scripted clock."""
+
+    clock = staticmethod(time.perf_counter_ns)
+    sleep = staticmethod(time.sleep)
+
+    def open(self, path, threads, seed):
+        """A call that runs the model at `path` once, on random inputs of its own shapes."""
+        session = onnxruntime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
+        feed = random_feed(session, seed)
+        return lambda: session.run(None, feed)
+
+    def cores(self):
+        return len(CORES)
+
+    def pin(self, threads):
+        pin(threads)
+
+    def celsius(self):
+        return celsius()
+
+    def state(self):
+        """What can be seen of the machine now; counters since it started are compared with those of another moment."""
+        return {"load_average": load_average(), "megahertz": megahertz(), "celsius": celsius()[0], **stolen_ticks()}
 
 
 def session_options(threads):
@@ -84,6 +153,12 @@ def session_options(threads):
     return options
 
 
+def random_feed(session, seed):
+    """Values for every input of a model."""
+    rng = np.random.default_rng(seed)
+    return {argument.name: random_input(argument, rng) for argument in session.get_inputs()}
+
+
 def random_input(argument, rng):
     """Values for one input of a model, in the shape that it asks for; an open size counts as 1."""
     shape = [size if isinstance(size, int) else 1 for size in argument.shape]
@@ -96,37 +171,89 @@ def random_input(argument, rng):
     return rng.standard_normal(shape).astype(kind)
 
 
-def forced_switches():
-    """How often the system has taken the processor away from this process; always 0 where it does not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+class Group:
+    """The models of one request, sampled round by round until all are done."""
+
+    def __init__(self, request, machine, answer):
+        self.request, self.machine = request, machine
+        self.models = {}
+        for index, path in enumerate(request["models"]):
+            try:
+                self.models[index] = self.timed(path)
+            except Exception as error:  # whatever a foreign model does, the others must be timed
+                answer({"model": index, "error": f"{type(error).__name__}: {error}"})
+        self.samples = {index: [] for index in self.models}
+        """Milliseconds, and the number of the anchor's sample before it."""
+        self.anchor = Anchor(self.timed(request["anchor"]), request["anchor_ms"])
+
+    def timed(self, path):
+        run = self.machine.open(path, self.request["threads"], self.request["seed"])
+        return TimedModel(run, self.request, self.machine.clock)
+
+    def run(self):
+        rng = random.Random(self.request["seed"])
+        for _ in range(self.request["rounds"]):
+            order = [index for index in self.models if len(self.kept(index)) < self.request["agreeing"]]
+            if not order:
+                break
+            rng.shuffle(order)
+            for index in order:
+                if self.anchor.due():
+                    self.anchor.sample()
+                self.samples[index].append((self.models[index].sample_ms(), len(self.anchor.samples_ms) - 1))
+            self.anchor.sample()
+
+    def paces(self, index):
+        """The pace of the machine about each sample of a model: the better of the anchor's before and after it."""
+        anchor = self.anchor
+        return [min(anchor.pace(before), anchor.pace(before + 1)) for _, before in self.samples[index]]
+
+    def kept(self, index):
+        """The steady samples of a model that agree with the least of them: disturbances only ever lengthen a run."""
+        pairs = zip(self.samples[index], self.paces(index))
+        steady = [sample for (sample, _), pace in pairs if pace <= PACE_TOLERANCE]
+        return [sample for sample in steady if sample <= (1 + self.request["tolerance"]) * min(steady)]
+
+    def result(self, index):
+        """The kept samples, if enough agree; else the least samples of all, and the pace of the machine."""
+        kept = self.kept(index)
+        if len(kept) >= min(self.request["agreeing"], self.request["rounds"]):
+            return {"model": index, "samples_ms": shortened(kept), "pace": 1.0}
+        samples_ms = sorted(sample for sample, _ in self.samples[index])[: self.request["agreeing"]]
+        return {"model": index, "samples_ms": shortened(samples_ms), "pace": float(f"{min(self.paces(index)):.4g}")}
 
 
-def time_group(request, answer):
+def time_group(request, answer, machine):
     """Times the models of one request together and calls `answer` with each piece of the reply."""
     threads = request["threads"]
-    if not 1 <= threads <= cores():
-        raise ValueError(f"{threads} threads were asked for; this machine has {cores()} processors")
-    settings = (threads, request["sample_ms"], request["warm_up_runs"], request["seed"])
-    models = {}
-    for index, path in enumerate(request["models"]):
-        try:
-            models[index] = TimedModel(path, *settings)
-        except Exception as error:  # whatever a foreign model does, the others must be timed
-            answer({"model": index, "error": f"{type(error).__name__}: {error}"})
-    samples_ms = {index: [] for index in models}
-    order = list(models)
-    rng = random.Random(request["seed"])
-    for _ in range(request["rounds"]):
-        rng.shuffle(order)
-        for index in order:
-            samples_ms[index].append(models[index].sample_ms())
-    for index, samples in samples_ms.items():
-        answer({"model": index, "samples_ms": [float(f"{sample:.6g}") for sample in samples]})
-    answer({"done": len(samples_ms)})
+    if not 1 <= threads <= machine.cores():
+        raise ValueError(f"{threads} threads were asked for; this machine has {machine.cores()} processors")
+    machine.pin(threads)
+    waited_s = cool_down(machine, request["cool_down_s"])
+    before = machine.state()
+    group = Group(request, machine, answer)
+    group.run()
+    for index in group.models:
+        answer(group.result(index))
+    anchor = {"anchor_ms": group.anchor.usual_ms, "anchor_samples_ms": shortened(group.anchor.samples_ms)}
+    answer({"done": len(group.models), **anchor, "waited_s": waited_s, "before": before, "after": machine.state()})
+
+
+def cool_down(machine, most_s):
+    """Waits until the processor is cool, or as long as is allowed; returns the seconds."""
+    waited_s = 0.0
+    while waited_s < most_s:
+        now, limit = machine.celsius()
+        if now is None or limit is None or now < limit - COOL_BELOW_C:
+            break
+        machine.sleep(1.0)
+        waited_s += 1.0
+    return waited_s
+
+
+def shortened(samples):
+    """Six significant digits: more than any timing holds."""
+    return [float(f"{sample:.6g}") for sample in samples]
 
 
 # ---- one model, node by node -------------------------------------------------------------------------------------
@@ -139,7 +266,7 @@ KEPT_INSIDE_BYTES = 1 << 14
 def profile_model(request, answer):
     """Times one model in turn without and with the runtime's profile, and calls `answer` with each piece of the reply.
 
-    The request: `{"profile": "a.onnx", "threads": 1, "rounds": 30, "sample_ms": 0.5, "warm_up_runs": 3, "seed": 0}`.
+    The request: `{"profile": "a.onnx", "threads": 1, "rounds": 30, ...}`, with the settings of a group.
     Every round takes a sample without the profile, as `time_group` does, then as many runs with it; of these the one
     whose nodes took least counts, and of the rounds, for the nodes, the quicker half. The answers:
 
@@ -160,8 +287,8 @@ def profile_model(request, answer):
 
 def profile_of(request, answer):
     """The last answer of `profile_model`."""
-    path, threads, seed = request["profile"], request["threads"], request["seed"]
-    plain = TimedModel(path, threads, request["sample_ms"], request["warm_up_runs"], seed)
+    path, threads = request["profile"], request["threads"]
+    plain = TimedModel(Machine().open(path, threads, request["seed"]), request)
     samples_ms = []
     with tempfile.TemporaryDirectory() as folder:
         graph = os.path.join(folder, "graph.onnx")
@@ -174,10 +301,11 @@ def profile_of(request, answer):
             "session.optimized_model_external_initializers_min_size_in_bytes", str(KEPT_INSIDE_BYTES)
         )
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = random_feed(session, request["seed"])
         for number in range(request["rounds"]):
             samples_ms.append(plain.sample_ms())
             for _ in range(1 + plain.runs):
-                session.run(None, plain.feed)
+                session.run(None, feed)
             answer({"round": number + 1})
         with open(session.end_profiling(), encoding="utf-8") as file:
             runs = node_runs(json.load(file))
@@ -230,25 +358,71 @@ def kept_runs(runs, rounds):
 # ---- the machine -------------------------------------------------------------------------------------------------
 
 
-def cores():
-    """Processors that this process may use."""
+def allowed_cores():
+    """The processors that this process may use, by number."""
     try:
-        return len(os.sched_getaffinity(0))
+        return sorted(os.sched_getaffinity(0))
     except AttributeError:
-        return os.cpu_count() or 1
+        return list(range(os.cpu_count() or 1))
+
+
+CORES = allowed_cores()
+"""Asked once, before a measurement pins the process to some of them."""
+
+
+def pin(threads):
+    """Keeps this process on as many of its fastest processors as it has threads; of equals on the last ones."""
+    fastest = sorted(CORES, key=lambda core: (int(core_fact(core, "cpuinfo_max_freq") or 0), core))
+    with suppress(AttributeError, OSError):
+        os.sched_setaffinity(0, fastest[-threads:])
 
 
 def conditions():
     """What and where this is; see `hwnas.latency.Conditions`."""
     return {
         "chip": chip(),
-        "cores": cores(),
+        "cores": len(CORES),
         "runtime": "ONNX Runtime CPU",
         "runtime_version": onnxruntime.__version__,
-        "governor": first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not shown",
+        "governor": core_fact(CORES[-1], "scaling_governor") or "not shown",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
+        "load_average": load_average(),
     }
+
+
+def load_average():
+    """How many processes wanted to run in the last minute, on average; 0 where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
+
+
+def core_fact(core, name):
+    """What the system says of a processor's frequency; nothing where it does not."""
+    return first_line(f"/sys/devices/system/cpu/cpu{core}/cpufreq/{name}")
+
+
+def megahertz():
+    """The present frequency of the fastest processor; None where it is not shown."""
+    shown = [int(found) / 1000 for core in CORES if (found := core_fact(core, "scaling_cur_freq")).isdigit()]
+    return max(shown, default=None)
+
+
+def celsius():
+    """The highest temperature of the machine, and the lowest at which it would slow down; None where not shown."""
+    temperatures, limits = [], []
+    for zone in sorted(glob.glob("/sys/class/thermal/thermal_zone*")):
+        if (found := first_line(f"{zone}/temp")).lstrip("-").isdigit():
+            temperatures.append(int(found) / 1000)
+            for kind in glob.glob(f"{zone}/trip_point_*_type"):
+                limit = first_line(kind.removesuffix("_type") + "_temp")
+                if first_line(kind) == "passive" and limit.isdigit():
+                    limits.append(int(limit) / 1000)
+    return max(temperatures, default=None), min(limits, default=None)
+
+
+def stolen_ticks():
+    """Ticks of all processors since the start, and those that the host of a virtual machine gave to others."""
+    counts = [int(count) for count in first_line("/proc/stat").split()[1:9]]
+    return {"ticks": sum(counts), "stolen_ticks": counts[7]} if len(counts) == 8 else {}
 
 
 def chip():
@@ -289,7 +463,7 @@ def main():
             elif "profile" in request:
                 profile_model(request, answer)
             else:
-                time_group(request, answer)
+                time_group(request, answer, Machine())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             answer({"error": f"{type(error).__name__}: {error}"})
 
