@@ -72,6 +72,10 @@ def search(
     storage: Annotated[str | None, typer.Option("--storage", help="An Optuna storage URL, such as a server's.")] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the winner from new weights.")] = False,
     baselines: Annotated[bool, typer.Option("--baselines", help="Compare with ShuffleNet V2 0.5x and 1x.")] = False,
+    guidelines: Annotated[
+        str,
+        typer.Option("--guidelines", help="What the device punishes is drawn less often (prior) or never (strict)."),
+    ] = "off",
     epochs: Epochs = 10,
     retrain_epochs: RetrainEpochs = 5,
     batch_size: BatchSize = 16,
@@ -89,7 +93,7 @@ def search(
     from hwnas.report import outcome
 
     with reported(as_json) as listener:
-        plan = Plan(budget_ms, trials, sampler, storage, from_scratch, baselines)
+        plan = Plan(budget_ms, trials, sampler, storage, from_scratch, baselines, guidelines)
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
         job = _job(
             space, data, listener, device=device, threads=threads, batch=batch, precision=precision, seed=seed,

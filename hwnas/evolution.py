@@ -35,6 +35,10 @@ NOISE_RATIOS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Variance of the noise over that of a choice's effect: the linear model takes the likeliest of these."""
 
 
+Weights = Sequence[Sequence[float]]
+"""For each place of the encoding, how often each value is drawn relative to the others of the place."""
+
+
 class NothingLeftError(Exception):
     """Every architecture within the budget that single changes lead to has been proposed."""
 
@@ -70,6 +74,17 @@ def upper_ms_of(space: SearchSpace, latency: Callable[[Architecture], Prediction
         return latency(space.decode(code)).upper_ms
 
     return upper_ms
+
+
+def equal_weights(space: SearchSpace) -> Weights:
+    """Weights that prefer nothing."""
+    return [[1.0] * radix for radix in space.radices]
+
+
+def lawful(space: SearchSpace, weights: Weights, code: Code) -> Code:
+    """A canonical encoding with each value of weight 0 replaced by the heaviest one of its place."""
+    changed = [i if place[i] else place.index(max(place)) for place, i in zip(weights, code, strict=True)]
+    return code if tuple(changed) == code else space.canonical(changed)
 
 
 def neighbours(space: SearchSpace, code: Code) -> Iterable[Code]:
@@ -113,6 +128,8 @@ class EvolutionSampler(BaseSampler):
             times for a proposal.
         budget_ms: what the upper estimate of each proposal stays under.
         seed: of all that is drawn.
+        weights: for each place of the encoding, how often each value is drawn relative to the others; one of weight 0
+            is never proposed. All alike by default.
 
     Raises (when asked):
         NothingLeftError: every architecture within the budget has been proposed.
@@ -125,15 +142,21 @@ class EvolutionSampler(BaseSampler):
         budget_ms: float,
         *,
         seed: int = 0,
+        weights: Weights | None = None,
     ) -> None:
         self.space, self.budget_ms, self.seed = space, budget_ms, seed
+        self.weights = weights or equal_weights(space)
         self.upper_ms = upper_ms_of(space, latency)
         self.live = [place for place, radix in enumerate(space.radices) if radix > 1]
 
     @cached_property
     def floor(self) -> Code:
         """Where too slow architectures are moved to."""
-        return fastest(self.space, self.upper_ms, self.budget_ms)
+        return self.lawful(fastest(self.space, lambda code: self.upper_ms(self.lawful(code)), self.budget_ms))
+
+    def lawful(self, code: Code) -> Code:
+        """`lawful` under the sampler's weights."""
+        return lawful(self.space, self.weights, code)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return distributions(self.space)
@@ -187,7 +210,7 @@ class EvolutionSampler(BaseSampler):
         """Up to `wanted` different codes of `breed(strength)` that are within the budget and not in `seen`."""
         found: dict[Code, None] = {}
         for attempt in range(wanted * ATTEMPTS):
-            code = breed(1.5 + 4 * attempt / (wanted * ATTEMPTS))
+            code = self.lawful(breed(1.5 + 4 * attempt / (wanted * ATTEMPTS)))
             if code not in seen and code not in found and self.upper_ms(code) <= self.budget_ms:
                 found[code] = None
                 if len(found) == wanted:
@@ -198,7 +221,8 @@ class EvolutionSampler(BaseSampler):
         """A random architecture moved to an upper estimate in the last third of what the budget leaves."""
         least = self.upper_ms(floor)
         goal = least + (self.budget_ms - least) * rng.uniform(0.7, 1.0)
-        code = self.shrink(self.space.encode(self.space.sample(rng)), floor, goal, rng)
+        drawn = [rng.choices(range(len(weights)), weights)[0] for weights in self.weights]
+        code = self.shrink(self.space.canonical(drawn), floor, goal, rng)
         for _ in range(len(self.live)):
             if self.upper_ms(code) > 0.9 * goal:
                 break
@@ -217,14 +241,16 @@ class EvolutionSampler(BaseSampler):
         return code if rng.random() < 0.5 else self.shrink(code, floor, self.budget_ms, rng)
 
     def mutate(self, code: Code, rng: random.Random, strength: float) -> Code:
-        """Changes `strength` places on average (geometric, at least one)."""
+        """Changes `strength` places on average (geometric, at least one), to values drawn by their weights."""
         count = 1
         while rng.random() < 1 - 1 / strength:
             count += 1
         changed = list(code)
         for place in rng.sample(self.live, min(count, len(self.live))):
-            index = rng.randrange(self.space.radices[place] - 1)
-            changed[place] = index + (index >= changed[place])
+            others = [index for index in range(self.space.radices[place]) if index != changed[place]]
+            weights = [self.weights[place][index] for index in others]
+            if any(weights):
+                changed[place] = rng.choices(others, weights)[0]
         return self.space.canonical(changed)
 
     def shrink(self, code: Code, floor: Code, goal_ms: float, rng: random.Random) -> Code:
@@ -242,7 +268,7 @@ class EvolutionSampler(BaseSampler):
         if floor not in seen and self.upper_ms(floor) <= self.budget_ms:
             return floor
         for code in sorted(seen):
-            for neighbour in neighbours(self.space, code):
+            for neighbour in map(self.lawful, neighbours(self.space, code)):
                 if neighbour not in seen and self.upper_ms(neighbour) <= self.budget_ms:
                     return neighbour
         raise NothingLeftError(f"Every architecture of {self.space.name} within {self.budget_ms:g} ms is proposed.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwnas.errors import HwnasError
+from hwnas.guideline_prior import check_setting, sampler_weights
 from hwnas.latency import LatencyTable, Measurement, Prediction, profile_command
 from hwnas.network import macs, parameters
 from hwnas.runs import Candidate, Compared, Proof, RunResult, write_text
@@ -30,6 +31,7 @@ from hwnas.stages import (
 
 if TYPE_CHECKING:
     from hwnas.devices import Device
+    from hwnas.evolution import Weights
     from hwnas.search import Scored, SearchResult
     from hwnas.supernet import Supernet
 
@@ -50,6 +52,7 @@ class Plan:
         storage: an Optuna storage URL; without one a SQLite file in the run's folder.
         from_scratch: trains the winner from new weights instead of those of the supernet.
         baselines: trains and measures ShuffleNet V2 0.5x and 1x by the same recipe.
+        guidelines: one of `guideline_prior.SETTINGS`: how the device's verdicts on G1 to G4 shape what is drawn.
     """
 
     budget_ms: float
@@ -58,6 +61,7 @@ class Plan:
     storage: str | None = None
     from_scratch: bool = False
     baselines: bool = False
+    guidelines: str = "off"
 
 
 def run_folder(job: Job, plan: Plan) -> Path:
@@ -65,6 +69,7 @@ def run_folder(job: Job, plan: Plan) -> Path:
     supernet = supernet_folder(job, supernet_recipe(job)).name
     settings = f"{job.device}-{plan.budget_ms:g}ms" + (f"-t{job.threads}" if job.threads > 1 else "")
     settings += (f"-b{job.batch}" if job.batch > 1 else "") + ("-scratch" if plan.from_scratch else "")
+    settings += f"-{plan.guidelines}" if plan.guidelines != "off" else ""
     return job.runs / f"{supernet.removeprefix('supernet-')}-{file_name(settings)}"
 
 
@@ -87,19 +92,21 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
     from hwnas.search import check_budget, check_settings
 
     check_settings(plan.budget_ms, plan.trials, plan.sampler)
+    check_setting(plan.guidelines, plan.sampler)
     folder = folder or run_folder(job, plan)
     seconds: dict[str, float] = {}
     with open_device(job.device) as device:
         with timed(seconds, "latency table"):
             path, table = latency_table(job, device)
         digest = table.digest
-        check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device)
+        weights = sampler_weights(job.space, job.sources[0], table, plan.guidelines)
+        check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device, weights)
         with timed(seconds, "supernet"):
             _, supernet = trained_supernet(job)
         if not (folder / "run.json").exists():  # a finished run stays whole until the new one is
             save_settings(folder, job, plan=asdict(plan), table=str(path))
         with timed(seconds, "search"):
-            result, measured, table = searched(job, plan, folder, table, digest, supernet, device)
+            result, measured, table = searched(job, plan, folder, table, digest, supernet, device, weights)
         with timed(seconds, "training and proof of the winner"):
             winner, architecture, proof = proved_winner(job, plan, folder, measured, table, digest, supernet, device)
         baselines = []
@@ -154,7 +161,14 @@ def fastest_ms(job: Job, table: LatencyTable) -> float:
 
 
 def searched(
-    job: Job, plan: Plan, folder: Path, table: LatencyTable, digest: str, supernet: "Supernet", device: "Device"
+    job: Job,
+    plan: Plan,
+    folder: Path,
+    table: LatencyTable,
+    digest: str,
+    supernet: "Supernet",
+    device: "Device",
+    weights: "Weights | None",
 ) -> tuple["SearchResult", list[Candidate], LatencyTable]:
     """Searches, then measures the best candidates whole until one keeps the budget.
 
@@ -184,7 +198,12 @@ def searched(
             name=f"{folder.name}-{digest[:8]}",  # with a new table the search begins anew
             sampler=plan.sampler,
             seed=job.seed,
-            identity={"table_sha256": digest, "supernet": supernet_folder(job, supernet_recipe(job)).name},
+            weights=weights,
+            identity={
+                "table_sha256": digest,
+                "supernet": supernet_folder(job, supernet_recipe(job)).name,
+                "guidelines": plan.guidelines,
+            },
             on_trial=_trial_listener(job, trials),
         )
         for note in result.notes:

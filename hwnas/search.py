@@ -28,8 +28,10 @@ from hwnas.evolution import (
     Code,
     EvolutionSampler,
     NothingLeftError,
+    Weights,
     descend,
     fastest,
+    lawful,
     proposed_code,
     upper_ms_of,
     within_budget,
@@ -103,6 +105,7 @@ def search(
     name: str,
     sampler: str = "evolution",
     seed: int = 0,
+    weights: Weights | None = None,
     identity: Mapping[str, str] | None = None,
     on_trial: Callable[[Scored, int], None] | None = None,
 ) -> SearchResult:
@@ -122,6 +125,7 @@ def search(
         name: of the study.
         sampler: one of `SAMPLERS`.
         seed: the same seed and study give the same proposals.
+        weights: how often the sampler `evolution` draws each value of each place; see `EvolutionSampler`.
         identity: what else makes scores comparable, such as the digests of table and supernet.
         on_trial: called after each scored architecture with it and the number scored in the study so far.
 
@@ -129,7 +133,7 @@ def search(
         HwnasError: a setting out of range, a budget that nothing meets, a study of another search, a broken storage.
     """
     check_settings(budget_ms, trials, sampler)
-    slowest_ms = check_budget(space, latency, budget_ms, device)
+    slowest_ms = check_budget(space, latency, budget_ms, device, weights)
     notes: list[str] = []
     if slowest_ms <= budget_ms:
         notes.append(
@@ -138,7 +142,7 @@ def search(
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storage_errors(storage):
-        study = open_study(storage, name, make_sampler(sampler, space, latency, budget_ms, seed))
+        study = open_study(storage, name, make_sampler(sampler, space, latency, budget_ms, seed, weights))
         check_identity(
             study,
             {
@@ -211,14 +215,21 @@ def check_settings(budget_ms: float, trials: int, sampler: str) -> None:
 
 
 def check_budget(
-    space: SearchSpace, latency: Callable[[Architecture], Prediction], budget_ms: float, device: str
+    space: SearchSpace,
+    latency: Callable[[Architecture], Prediction],
+    budget_ms: float,
+    device: str,
+    weights: Weights | None = None,
 ) -> float:
     """The upper estimate of an architecture over the budget, or of the slowest one if all are within it.
+
+    Architectures with values of weight 0 do not count.
 
     Raises:
         HwnasError: nothing is within the budget; the message says what the fastest needs.
     """
-    upper_ms = upper_ms_of(space, latency)
+    any_ms = upper_ms_of(space, latency)
+    upper_ms = (lambda code: any_ms(lawful(space, weights, code))) if weights else any_ms
     least_ms = upper_ms(fastest(space, upper_ms, budget_ms))
     if not least_ms <= budget_ms:
         raise HwnasError(
@@ -232,11 +243,16 @@ def check_budget(
 
 
 def make_sampler(
-    name: str, space: SearchSpace, latency: Callable[[Architecture], Prediction], budget_ms: float, seed: int
+    name: str,
+    space: SearchSpace,
+    latency: Callable[[Architecture], Prediction],
+    budget_ms: float,
+    seed: int,
+    weights: Weights | None = None,
 ) -> BaseSampler:
     """The sampler of that name; Optuna's read the budget from the constraint that each trial carries."""
     if name == "evolution":
-        return EvolutionSampler(space, latency, budget_ms, seed=seed)
+        return EvolutionSampler(space, latency, budget_ms, seed=seed, weights=weights)
     stock = {"tpe": TPESampler, "nsgaii": NSGAIISampler, "random": RandomSampler}
     return stock[name](seed=seed)
 
