@@ -15,6 +15,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+ERROR_LIMIT, NOISE_FACTOR, NOISE_LIMIT, COVERAGE_LIMIT = 0.04, 1.5, 0.08, 0.85
+"""What a table must keep to be relied on: a mean absolute error of so much or of so many times the noise floor, and
+a share of networks under the 95 % bound that twenty or more of them rarely fall below by chance."""
+
 CONFIDENCE = 0.95
 """The share of unseen networks of a space that are at most as slow as their upper estimate."""
 
@@ -119,18 +123,56 @@ class Calibration:
         return statistics.fmean([error <= self.upper_ratio for error in self.relative_errors] or [True])
 
     @property
+    def cross_coverage(self) -> float:
+        """The share of the held-out networks that stay under the bound which the others give; 1 of fewer than two."""
+        errors = self.relative_errors
+        others = [errors[:i] + errors[i + 1 :] for i in range(len(errors))] if len(errors) > 1 else []
+        return statistics.fmean([e <= upper_ratio_of(o) for e, o in zip(errors, others, strict=False)] or [True])
+
+    def share_within(self, error: float) -> float:
+        """The share of the held-out networks whose relative error is at most so large."""
+        return statistics.fmean([abs(found) <= error for found in self.relative_errors] or [True])
+
+    @property
     def noise_floor(self) -> float:
-        """Root-mean-square relative difference between the two timings of the same networks."""
-        return root_mean_square(
-            [n.repeated.median_ms / n.measured.median_ms - 1 for n in self.networks if n.repeated.samples_ms]
-        )
+        """Mean absolute relative difference between two timings of the same networks."""
+        pairs = [(n.measured.median_ms, n.repeated.median_ms) for n in self.networks if n.repeated.samples_ms]
+        return statistics.fmean([abs(again / first - 1) for first, again in pairs] or [0.0])
 
     @property
     def kendall_tau(self) -> float:
         """Rank correlation of predicted and measured latency on the held-out networks (Kendall 1938, tau-a)."""
+        return kendall_tau(*self._held_out_ms)
+
+    @property
+    def spearman(self) -> float:
+        """The other rank correlation of the two (Spearman 1904)."""
+        predicted, measured = (np.argsort(np.argsort(values)) for values in self._held_out_ms)
+        return float(np.corrcoef(predicted, measured)[0, 1]) if len(predicted) > 1 else 0.0
+
+    @property
+    def _held_out_ms(self) -> tuple[list[float], list[float]]:
+        """Predicted and measured milliseconds of the held-out networks."""
         held_out = [n for n in self.networks if n.held_out]
         predicted_ms = [self.line_ms(n.sum_ms, n.parameters) for n in held_out]
-        return kendall_tau(predicted_ms, [n.measured.median_ms for n in held_out])
+        return predicted_ms, [n.measured.median_ms for n in held_out]
+
+    @property
+    def failure(self) -> str | None:
+        """Why predictions that err so on networks which the line has not seen are not to be relied on, if so."""
+        limit = max(ERROR_LIMIT, NOISE_FACTOR * self.noise_floor)
+        if self.noise_floor > NOISE_LIMIT:
+            return (
+                f"the same networks measured twice differ by {self.noise_floor:.1%} on average (at most "
+                f"{NOISE_LIMIT:.0%}): the machine is too noisy"
+            )
+        if self.mean_absolute_error > limit:
+            return f"its predictions err by {self.mean_absolute_error:.1%} on average (at most {limit:.1%})"
+        if len(self.relative_errors) >= 20 and self.coverage < COVERAGE_LIMIT:
+            return (
+                f"only {self.coverage:.0%} of the networks stay under their upper bound (at least {COVERAGE_LIMIT:.0%})"
+            )
+        return None
 
 
 def relative_errors(calibration: Calibration, networks: Sequence[WholeNetwork]) -> tuple[float, ...]:

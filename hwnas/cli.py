@@ -80,6 +80,7 @@ def search(
     retrain_epochs: RetrainEpochs = 5,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
+    force: Annotated[bool, typer.Option("--force", help="Take a latency table that failed its own check.")] = False,
     run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
     runs: Runs = Path("runs"),
     seed: Seed = 0,
@@ -97,7 +98,7 @@ def search(
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
         job = _job(
             space, data, listener, device=device, threads=threads, batch=batch, precision=precision, seed=seed,
-            runs=runs, learning_rate=learning_rate, **settings,
+            runs=runs, learning_rate=learning_rate, force=force, **settings,
         )  # fmt: skip
         folder, result = find(job, plan, run)
     if as_json:
@@ -118,10 +119,18 @@ def profile(
     precision: Precision = "fp32",
     classes: Annotated[int | None, typer.Option("--classes", min=2, help="Outputs of the classifier.")] = None,
     tables: Annotated[Path | None, typer.Option("--tables", help="The folder of latency tables.")] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option("--check", help="A latency table: tells whether it still holds, and measures no other."),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measures the latency table of a device: every unit that a network of the space can have."""
+    """Measures the latency table of a device: every unit that a network of the space can have.
+
+    With --check it measures new whole networks, under the table's own conditions, and tells whether the table still
+    holds, as after an update of the system; if not, the exit status is 1.
+    """
     from dataclasses import replace
 
     from hwnas import profiling
@@ -131,16 +140,38 @@ def profile(
     from hwnas.space_toml import load_space
     from hwnas.stages import tables_folder
 
+    if check:
+        _check_table(check, space, device, seed, as_json)
+        return
     with reported(as_json) as listener, open_device(device) as opened:
         loaded = load_space(space)
         loaded = replace(loaded, classes=classes or loaded.classes)
         folder = tables or tables_folder()
-        listener.stage(f"Measuring every unit of {loaded.name} on {device}")
+        listener.stage(f"Measuring the units of {loaded.name} on {device}")
         table = profiling.profile(
             loaded, opened, threads=threads, batch=batch, precision=precision, folder=folder,
             on_progress=listener.progress, seed=seed,
         )  # fmt: skip
     _show({"file": str(table_path(folder, loaded.name, table.conditions)), **table_facts(table)}, as_json)
+
+
+def _check_table(path: Path, space: str, device: str, seed: int, as_json: bool) -> None:
+    from hwnas.devices import device as open_device
+    from hwnas.latency import load_table
+    from hwnas.show import check_facts
+    from hwnas.space_toml import load_space
+    from hwnas.whole_networks import check_table
+
+    with reported(as_json) as listener, open_device(device) as opened:
+        table, loaded = load_table(path), load_space(space)
+        if table.space != loaded.name:
+            raise HwnasError(f"{path} is a table of the space '{table.space}', not of '{space}'. Add --space with it.")
+        opened.anchor_ms = table.anchor_ms
+        listener.stage(f"Measuring whole networks of {loaded.name} on {device}")
+        found = check_table(table, loaded, opened, seed=seed + 1, on_progress=listener.progress)
+    _show({"table": str(path), "holds": found.failure is None, **check_facts(found, found.coverage)}, as_json)
+    if found.failure:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: hwnas train --data cifar10 --space shufflenet-32 --epochs 60")

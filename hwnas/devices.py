@@ -72,6 +72,7 @@ class GroupFacts:
     """What was seen of the machine while a group of models was timed; `None` where the system does not show it.
 
     Attributes:
+        models, unsteady: how many were timed, and for how many the machine was too disturbed.
         anchor_ms: samples of the anchor.
         waited_s: how long the group waited for the processor to cool down.
         load_average: how many processes wanted to run, at the end.
@@ -80,6 +81,8 @@ class GroupFacts:
         celsius: the highest temperature at the end.
     """
 
+    models: int
+    unsteady: int
     anchor_ms: Measurement
     waited_s: float
     load_average: float
@@ -88,11 +91,13 @@ class GroupFacts:
     celsius: float | None
 
     @staticmethod
-    def read(answer: dict[str, Any]) -> "GroupFacts":
+    def read(answer: dict[str, Any], unsteady: int) -> "GroupFacts":
         """From the last answer of `measure.time_group`."""
         before, after = answer["before"], answer["after"]
         ticks = after.get("ticks", 0) - before.get("ticks", 0)
         return GroupFacts(
+            models=answer["done"],
+            unsteady=unsteady,
             anchor_ms=Measurement(tuple(answer["anchor_samples_ms"])),
             waited_s=answer["waited_s"],
             load_average=after["load_average"],
@@ -169,15 +174,17 @@ class Device:
         self, paths: list[Path], timing: Timing, folder: tempfile.TemporaryDirectory[str]
     ) -> Iterator[tuple[int, Measurement]]:
         failures: list[str] = []
+        unsteady = 0
         with folder:
             while "done" not in (answer := self._receive(timing.timeout_s)):
                 if "samples_ms" in answer:
+                    unsteady += answer["pace"] > 1
                     yield answer["model"], Measurement(tuple(answer["samples_ms"]), answer["pace"])
                 else:
                     failures.append(f"{paths[answer['model']].name}: {answer['error']}")
         self._busy = False
         self.anchor_ms = answer["anchor_ms"]
-        self.groups.append(GroupFacts.read(answer))
+        self.groups.append(GroupFacts.read(answer, unsteady))
         if failures:
             raise DeviceError(f"{len(failures)} of {len(paths)} models do not run on {self.name}: {failures[0]}")
 

@@ -124,6 +124,8 @@ class LatencyTable:
         started, finished: when, in ISO 8601.
         entries: by key.
         calibration: from sums to whole networks.
+        anchor_ms: what the anchor took while the table was measured; see `devices.Device`.
+        cautions: names of what made it less sure; see `cautions.CAUTIONS`.
         guidelines: timings of the paper's four experiments, all of them, or none where they were not measured.
     """
 
@@ -133,6 +135,8 @@ class LatencyTable:
     finished: str
     entries: dict[str, Entry | ComposedEntry]
     calibration: Calibration
+    anchor_ms: float
+    cautions: tuple[str, ...] = ()
     guidelines: tuple[GuidelineTiming, ...] = ()
 
     @property
@@ -192,6 +196,14 @@ class LatencyTable:
         )
         return replace(self, calibration=replace(line, upper_ratio=upper_ratio_of(line.relative_errors)))
 
+    def check_error(self) -> None:
+        """Raises `HwnasError` if the networks that the line has not seen say that the table is not to be relied on."""
+        if failure := self.calibration.failure:
+            raise HwnasError(
+                f"The latency table of '{self.space}' on {self.conditions.device} failed its own check: {failure}. "
+                f"Measure it anew when the machine is quiet: {self.profile_command}. Or take it as it is: --force."
+            )
+
     def check_device(self, conditions: Conditions, space: str | None = None) -> None:
         """Raises `HwnasError` naming each field in which the table was measured under other conditions.
 
@@ -218,6 +230,8 @@ class LatencyTable:
             "started": self.started,
             "finished": self.finished,
             "conditions": asdict(self.conditions),
+            "anchor_ms": self.anchor_ms,
+            "cautions": self.cautions,
         }
         line = {name: getattr(self.calibration, name) for name in _LINE_FIELDS}
         guidelines = [
@@ -323,6 +337,8 @@ def _parse_table(data: Any) -> LatencyTable:
         data["finished"],
         entries,
         Calibration(**line, networks=networks),
+        _time_ms(data["anchor_ms"], "anchor_ms"),
+        tuple(_checked(name, "a caution", str) for name in data["cautions"]),
         guidelines,
     )
 

@@ -63,8 +63,8 @@ class TimedModel:
 
     def __init__(self, run, request, clock=time.perf_counter_ns):
         self.run, self.clock, self.runs = run, clock, 1
-        start, done = clock(), 0
-        while done < request["warm_up_runs"] or clock() - start < request["warm_up_ms"] * 1e6:
+        start, done, once_ms = clock(), 0, math.inf
+        while done < max(1, request["warm_up_runs"]) or clock() - start < request["warm_up_ms"] * 1e6:
             once_ms = self.sample_ms()
             done += 1
         self.runs = max(request["least_runs"], math.ceil(request["sample_ms"] / once_ms))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas.calibration import Measurement, calibrate
+from hwnas.cautions import Seen, cautions_of
 from hwnas.chains import chain_of, copies_of, host_of
 from hwnas.composition import is_timed, terms
 from hwnas.devices import Device, Timing
@@ -106,7 +107,12 @@ def profile(
 
     unit_ms = {place: entries[key].latency_ms for key, place in places.items()}
     networks = calibration_networks(setup, unit_ms, lambda: count("whole networks"))
-    table = LatencyTable(conditions, space.name, journal.started, now(), entries, calibrate(networks))
+    calibration = calibrate(networks)
+    cautions = cautions_of(Seen(conditions, device.groups, calibration))
+    assert device.anchor_ms is not None
+    table = LatencyTable(
+        conditions, space.name, journal.started, now(), entries, calibration, device.anchor_ms, cautions
+    )
     table.save(path)
     journal.remove()
     return table

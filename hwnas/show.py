@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hwnas.calibration import Calibration
+from hwnas.cautions import texts_of
 from hwnas.errors import HwnasError
 from hwnas.experiments import verdicts
 from hwnas.guidelines import GUIDELINES, NetworkSheet, network_sheet
@@ -150,14 +152,27 @@ def table_facts(table: LatencyTable) -> dict[str, Any]:
         "entries": len(entries),
         "fastest_unit_ms": min(entries),
         "slowest_unit_ms": max(entries),
-        "rms_error_percent": 100 * calibration.rms_error,
-        "noise_floor_percent": 100 * calibration.noise_floor,
-        "kendall_tau": calibration.kendall_tau,
-        "upper_bound_percent": 100 * calibration.upper_ratio,
+        **check_facts(calibration, calibration.cross_coverage),
+        "cautions": texts_of(table.cautions),
         "guidelines": verdicts(table.guidelines)
         if table.guidelines
         else "not measured; hwnas guidelines measures them",
         "sha256": table.digest,
+    }
+
+
+def check_facts(calibration: Calibration, coverage: float) -> dict[str, Any]:
+    """How far predictions lie from whole networks that the line has not seen, in percent of the measured time."""
+    return {
+        "mean_absolute_error_percent": 100 * calibration.mean_absolute_error,
+        "noise_floor_percent": 100 * calibration.noise_floor,
+        "bias_percent": 100 * calibration.bias,
+        "within_5_percent": f"{calibration.share_within(0.05):.0%} of {len(calibration.relative_errors)} networks",
+        "spearman": calibration.spearman,
+        "kendall_tau": calibration.kendall_tau,
+        "upper_bound_percent": 100 * calibration.upper_ratio,
+        "under_the_upper_bound": f"{coverage:.0%}",
+        "check": calibration.failure or "passed",
     }
 
 

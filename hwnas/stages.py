@@ -59,6 +59,7 @@ class Job:
         tables: the folder of latency tables.
         epochs, retrain_epochs: passes over the training images for the supernet and for the winner.
         batch_size, learning_rate: of both trainings.
+        force: takes a latency table that failed its own check.
         listener: is told what happens.
     """
 
@@ -76,6 +77,7 @@ class Job:
     retrain_epochs: int = 5
     batch_size: int = 16
     learning_rate: float = 0.05
+    force: bool = False
     listener: Listener = Listener()
 
     def __post_init__(self) -> None:
@@ -156,27 +158,38 @@ def _absolute(source: str) -> str:
 
 
 def latency_table(job: Job, device: "Device") -> tuple[Path, LatencyTable]:
-    """The table of the job's space on its device; measured if it is missing or does not cover the space."""
+    """The table of the job's space on its device; measured if it is missing or does not cover the space.
+
+    From then on the device counts only what it measures at the pace that it had for the table.
+
+    Raises:
+        HwnasError: the table was measured under other conditions, or failed its own check.
+    """
+    from hwnas.cautions import texts_of
     from hwnas.profiling import covers, profile
 
     conditions = device.conditions(job.threads, job.batch, job.precision)
     path = table_path(job.tables, job.space.name, conditions)
-    if path.exists():
-        table = load_table(path)
+    table = load_table(path) if path.exists() else None
+    if table:
         table.check_device(conditions, job.sources[0])
-        if covers(table, job.space):
-            return path, table
-    job.listener.stage(f"Measuring every unit of {job.space.name} on {job.device} ({conditions.chip})")
-    table = profile(
-        job.space,
-        device,
-        threads=job.threads,
-        batch=job.batch,
-        precision=job.precision,
-        folder=job.tables,
-        on_progress=job.listener.progress,
-        seed=job.seed,
-    )
+    if table is None or not covers(table, job.space):
+        job.listener.stage(f"Measuring the units of {job.space.name} on {job.device} ({conditions.chip})")
+        table = profile(
+            job.space,
+            device,
+            threads=job.threads,
+            batch=job.batch,
+            precision=job.precision,
+            folder=job.tables,
+            on_progress=job.listener.progress,
+            seed=job.seed,
+        )
+        for caution in texts_of(table.cautions):
+            job.listener.note(caution)
+    if not job.force:
+        table.check_error()
+    device.anchor_ms = table.anchor_ms
     return path, table
 
 

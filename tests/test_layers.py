@@ -45,6 +45,7 @@ FLOORS = {
     "runs": 4,
     "training": 4,
     "breakdown": 5,
+    "cautions": 5,
     "evolution": 5,
     "export": 5,
     "guideline_prior": 4,
@@ -76,7 +77,7 @@ SAME_FLOOR = {
     "image_sources": {"images"},
     "data": {"datasets", "image_sources", "images"},
     "training": {"data"},
-    "profiling": {"whole_networks"},
+    "profiling": {"cautions", "whole_networks"},
     "search": {"evolution"},
     "show": {"stages"},
 }
