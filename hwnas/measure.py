@@ -210,7 +210,7 @@ class Group:
 
     def kept(self, index):
         """The steady samples of a model that agree with the least of them: disturbances only ever lengthen a run."""
-        pairs = zip(self.samples[index], self.paces(index))
+        pairs = zip(self.samples[index], self.paces(index), strict=True)
         steady = [sample for (sample, _), pace in pairs if pace <= PACE_TOLERANCE]
         return [sample for sample in steady if sample <= (1 + self.request["tolerance"]) * min(steady)]
 

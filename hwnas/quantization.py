@@ -1,7 +1,7 @@
 """A float ONNX graph -> its 8-bit form in QDQ style, which ONNX Runtime fuses into integer operators.
 
-Weights become int8 of 7 bits, symmetric, with one scale an output channel; activations uint8 with one scale and zero point a
-tensor (Jacob et al. 2018, section 2.1; the scheme of ONNX Runtime's own static quantiser):
+Weights become int8 of 7 bits, symmetric, with one scale an output channel; activations uint8 with one scale and zero
+point a tensor (Jacob et al. 2018, section 2.1; the scheme of ONNX Runtime's own static quantiser):
 
 | tensor                                                  | range                                        |
 |---------------------------------------------------------|----------------------------------------------|
@@ -11,8 +11,8 @@ tensor (Jacob et al. 2018, section 2.1; the scheme of ONNX Runtime's own static 
 | made by a sigmoid                                       | 0 to 1                                       |
 | any other                                               | as given, else `DEFAULT_RANGE`               |
 
-A range always holds 0, which has to be exact: padding is 0. The eighth bit of the weights would cost more than it gives:
-x86 processors without VNNI add two products of uint8 and int8 in 16 bits, and saturate above 64 * 255 * 2.
+A range always holds 0, which has to be exact: padding is 0. The eighth bit of the weights would cost more than it
+gives: x86 processors without VNNI add two products of uint8 and int8 in 16 bits, and saturate above 64 * 255 * 2.
 """
 
 from collections.abc import Mapping
