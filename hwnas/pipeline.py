@@ -252,8 +252,8 @@ def _measured_finalists(
     timings = measure_models(device, models, threads=job.threads)
     if (pace := max(timing.pace for timing in timings)) > 1:
         job.listener.note(
-            f"The machine is {pace:.2f} times slower now than when the latency table was measured, and stayed so. Search "
-            f"again when it is quiet, or measure the table anew: {table.profile_command}"
+            f"The machine is {pace:.2f} times slower now than when the latency table was measured, and stayed so. "
+            f"Search again when it is quiet, or measure the table anew: {table.profile_command}"
         )
     found = []
     for (scored, _, prediction), timing in zip(chosen, timings, strict=True):

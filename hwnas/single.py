@@ -83,7 +83,8 @@ def export_run(folder: Path, output: Path, seed: int, listener: Listener) -> Pro
         settings["space"],
         settings["data"],
         listener=listener,
-        **{name: settings[name] for name in SETTINGS} | {"seed": settings["seed"]},
+        force=True,  # the table's own check matters to a search, not to a network that is there
+        **{name: settings[name] for name in SETTINGS},
     )
     architecture = job.space.from_json(text)
     network = replace(lower(job.space, architecture), name="found")
