@@ -1,8 +1,4 @@
-"""Timings of whole networks, and the line that leads from the sums of a latency table to them.
-
-An entry of a table is timed in a short chain, whose weights stay in the nearest cache; those of a whole network must
-come from further away in every run. So the line has a term for the number of parameters: on an x86-64 with 2 MB of
-level-2 cache a million of them costs 0.1 to 0.3 ms, and without the term errors grow with the width of the last stage.
+"""Timings of whole networks: what the line of a latency table is fitted on, and what tells how well it holds.
 
 The upper ratio is a split conformal bound (Lei et al. 2018, section 2.2): the line is fitted on one half of the
 networks, and its relative errors on the other half say how far above it a new network of the space may come.
@@ -14,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from hwnas.line import Line, fit_line
 
 ERROR_LIMIT, NOISE_FACTOR, NOISE_LIMIT, COVERAGE_LIMIT = 0.04, 1.5, 0.08, 0.85
 """What a table must keep to be relied on: a mean absolute error of so much or of so many times the noise floor, and
@@ -79,23 +77,17 @@ class WholeNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The line from unit sums to networks, and how well it holds.
+    """The line from sums of units to networks, and how well it holds.
 
     Attributes:
-        intercept_ms, slope: of the sum of the units.
-        parameter_ns: nanoseconds that each parameter adds to it.
+        line: fitted on the networks that are not held out.
         upper_ratio: by how much a network may be slower than the line, relative to it, with 95 % confidence.
         networks: the whole networks behind the line (`held_out` false) and behind the ratio (`held_out` true).
     """
 
-    intercept_ms: float
-    slope: float
-    parameter_ns: float
+    line: Line
     upper_ratio: float
     networks: tuple[WholeNetwork, ...]
-
-    def line_ms(self, sum_ms: float, parameters: int) -> float:
-        return self.intercept_ms + self.slope * sum_ms + self.parameter_ns * parameters / 1e6
 
     @property
     def relative_errors(self) -> tuple[float, ...]:
@@ -154,7 +146,7 @@ class Calibration:
     def _held_out_ms(self) -> tuple[list[float], list[float]]:
         """Predicted and measured milliseconds of the held-out networks."""
         held_out = [n for n in self.networks if n.held_out]
-        predicted_ms = [self.line_ms(n.sum_ms, n.parameters) for n in held_out]
+        predicted_ms = [float(self.line.latency_ms(n.sum_ms, n.parameters)) for n in held_out]
         return predicted_ms, [n.measured.median_ms for n in held_out]
 
     @property
@@ -177,7 +169,8 @@ class Calibration:
 
 def relative_errors(calibration: Calibration, networks: Sequence[WholeNetwork]) -> tuple[float, ...]:
     """Measured over predicted, less one, of each network."""
-    return tuple(n.measured.median_ms / calibration.line_ms(n.sum_ms, n.parameters) - 1 for n in networks)
+    line = calibration.line
+    return tuple(float(n.measured.median_ms / line.latency_ms(n.sum_ms, n.parameters) - 1) for n in networks)
 
 
 def root_mean_square(values: Sequence[float]) -> float:
@@ -197,29 +190,16 @@ def calibrate(networks: Sequence[WholeNetwork]) -> Calibration:
     """Fits the line on the networks that are not held out, and the upper ratio on those that are.
 
     Of a space so small that none can be held out, the fitted networks themselves give the ratio.
-
-    The line is the one of least absolute relative error, so that one disturbed timing does not move it. Parameters
-    that would make a network faster count nothing.
     """
     fitted = [network for network in networks if not network.held_out]
-    measured = np.array([network.measured.median_ms for network in fitted])
-    columns = np.array([[1.0, network.sum_ms, network.parameters / 1e6] for network in fitted])
-    intercept, slope, parameter_ns = _least_absolute(columns, measured)
-    if parameter_ns < 0:
-        (intercept, slope), parameter_ns = _least_absolute(columns[:, :2], measured), 0.0
-    line = Calibration(float(intercept), float(slope), float(parameter_ns), 0.0, tuple(networks))
-    return replace(line, upper_ratio=upper_ratio_of(line.relative_errors or relative_errors(line, networks)))
-
-
-def _least_absolute(columns: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """The factors of `columns` `[N, K]` with the least absolute relative error, by reweighted least squares."""
-    weights = 1 / measured
-    factors = np.zeros(columns.shape[1])
-    for _ in range(30):
-        factors, *_ = np.linalg.lstsq(columns * weights[:, None], measured * weights, rcond=None)
-        residuals = np.abs(columns @ factors - measured) / measured
-        weights = 1 / measured / np.sqrt(np.maximum(residuals, 0.003))
-    return factors
+    line = fit_line(
+        [network.sum_ms for network in fitted],
+        [network.parameters for network in fitted],
+        [network.measured.median_ms for network in fitted],
+    )
+    calibration = Calibration(line, 0.0, tuple(networks))
+    errors = calibration.relative_errors or relative_errors(calibration, networks)
+    return replace(calibration, upper_ratio=upper_ratio_of(errors))
 
 
 def upper_ratio_of(errors: Sequence[float]) -> float:

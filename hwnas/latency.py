@@ -1,9 +1,9 @@
 """`LatencyTable`: what each unit of a space costs on one device, and what a whole network will cost there.
 
 A table describes itself: the device and how it was timed, every sample, and the whole networks on which the prediction
-was calibrated and checked. A prediction is `a + b * (sum of the units' milliseconds) + c * parameters`; its upper bound
-is that times one plus a ratio that 95 % of unseen networks of the space stay under (split conformal prediction, Lei et
-al. 2018).
+was calibrated and checked. A prediction is the sum of the units' milliseconds, led to whole networks by a line
+(`line.py`); its upper bound is that times one plus a ratio that 95 % of unseen networks of the space stay under (split
+conformal prediction, Lei et al. 2018).
 """
 
 import hashlib
@@ -14,12 +14,14 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hwnas.calibration import Calibration, Measurement, WholeNetwork, upper_ratio_of
 from hwnas.errors import HwnasError
 from hwnas.experiments import Case, GuidelineTiming, check_complete
+from hwnas.line import Line
 from hwnas.network import Network, parameters, unit_key
 from hwnas.places import Place, network_at, places_of, places_of_architecture
 from hwnas.space import Architecture, SearchSpace
@@ -111,7 +113,6 @@ class ComposedEntry:
 
 FORMAT = "hwnas latency table 2"
 WHAT = "milliseconds (ms) a run; an entry is what a network gains when the unit is added: the median of its samples"
-_LINE_FIELDS = ("intercept_ms", "slope", "parameter_ns", "upper_ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +187,9 @@ class LatencyTable:
         if not new:
             return self
         old = self.calibration
-        factor = statistics.median(n.measured.median_ms / old.line_ms(n.sum_ms, n.parameters) for n in new)
-        line = replace(
-            old,
-            intercept_ms=old.intercept_ms * factor,
-            slope=old.slope * factor,
-            parameter_ns=old.parameter_ns * factor,
-            networks=(*old.networks, *new),
-        )
-        return replace(self, calibration=replace(line, upper_ratio=upper_ratio_of(line.relative_errors)))
+        factor = statistics.median(n.measured.median_ms / old.line.latency_ms(n.sum_ms, n.parameters) for n in new)
+        moved = replace(old, line=old.line.scaled(float(factor)), networks=(*old.networks, *new))
+        return replace(self, calibration=replace(moved, upper_ratio=upper_ratio_of(moved.relative_errors)))
 
     def check_error(self) -> None:
         """Raises `HwnasError` if the networks that the line has not seen say that the table is not to be relied on."""
@@ -233,7 +228,7 @@ class LatencyTable:
             "anchor_ms": self.anchor_ms,
             "cautions": self.cautions,
         }
-        line = {name: getattr(self.calibration, name) for name in _LINE_FIELDS}
+        line = {"upper_ratio": self.calibration.upper_ratio, "line": asdict(self.calibration.line)}
         guidelines = [
             ' "guidelines": [',
             ",\n".join("  " + json.dumps(_guideline_json(timing)) for timing in self.guidelines),
@@ -278,7 +273,7 @@ class LatencyTable:
         return [self.entries[key] for key in keys]
 
     def _prediction(self, sum_ms: float, count: int) -> Prediction:
-        latency_ms = self.calibration.line_ms(sum_ms, count)
+        latency_ms = float(self.calibration.line.latency_ms(sum_ms, count))
         return Prediction(latency_ms, latency_ms * (1 + self.calibration.upper_ratio))
 
 
@@ -323,7 +318,8 @@ def _parse_table(data: Any) -> LatencyTable:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f'it does not begin with "format": "{FORMAT}"')
     calibration = data["calibration"]
-    line = {name: _number(calibration[name], name) for name in _LINE_FIELDS}
+    line = _parse_line(calibration["line"])
+    upper_ratio = _number(calibration["upper_ratio"], "upper_ratio")
     networks = tuple(_parse_network(network) for network in calibration["networks"])
     entries = _parse_entries(data["entries"])
     guidelines = tuple(_parse_guideline(timing) for timing in data.get("guidelines", []))
@@ -336,7 +332,7 @@ def _parse_table(data: Any) -> LatencyTable:
         data["started"],
         data["finished"],
         entries,
-        Calibration(**line, networks=networks),
+        Calibration(line, upper_ratio, networks),
         _time_ms(data["anchor_ms"], "anchor_ms"),
         tuple(_checked(name, "a caution", str) for name in data["cautions"]),
         guidelines,
@@ -374,6 +370,17 @@ def parse_entry(data: dict[str, Any]) -> Entry:
     entry = Entry(key, unit, Measurement(gains))
     _time_ms(entry.latency_ms, "the median of the samples")
     return entry
+
+
+def _parse_line(data: dict[str, Any]) -> Line:
+    knots, slopes, parameter_ns = (
+        tuple(_number(value, name) for value in data[name]) for name in ("knots", "slopes", "parameter_ns")
+    )
+    if not len(knots) == len(slopes) == len(parameter_ns) > 0:
+        raise ValueError("the line has not as many slopes and costs of a parameter as knots")
+    if any(after <= before for before, after in pairwise((0.0, *knots))):
+        raise ValueError(f"the knots of the line do not rise from 0: {knots}")
+    return Line(_number(data["intercept_ms"], "intercept_ms"), knots, slopes, parameter_ns)
 
 
 def _parse_entries(rows: Any) -> dict[str, Entry | ComposedEntry]:
