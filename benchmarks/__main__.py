@@ -9,8 +9,19 @@ from benchmarks.result import Result
 
 BENCHMARKS = {
     "export-speed": ("benchmarks.export_speed", "milliseconds of our ShuffleNet V2 1x over those of PyTorch's export"),
+    "profile-time-tiny": ("benchmarks.profile_time", "seconds of a complete latency table of shufflenet-tiny"),
+    "profile-time-32": ("benchmarks.profile_time", "seconds of a complete latency table of shufflenet-32"),
+    "profile-time-224": ("benchmarks.profile_time", "seconds of a complete latency table of shufflenet-224"),
+    "table-repeat": ("benchmarks.profile_time", "how far two latency tables of shufflenet-tiny agree"),
     "prediction-tiny": ("benchmarks.prediction", "error of the latency table on new networks of shufflenet-tiny"),
-    "prediction-224": ("benchmarks.prediction", "error of the latency table on new networks of shufflenet-224"),
+    "prediction-32": ("benchmarks.prediction", "the same of shufflenet-32"),
+    "prediction-224": ("benchmarks.prediction", "the same of shufflenet-224"),
+    "prediction-2-threads": ("benchmarks.prediction", "the same of shufflenet-tiny with 2 threads"),
+    "prediction-batch-8": ("benchmarks.prediction", "the same of shufflenet-tiny at batch 8"),
+    "prediction-int8": ("benchmarks.prediction", "the same of shufflenet-tiny in int8"),
+    "bound-coverage": ("benchmarks.prediction", "share of fresh networks under their upper estimate"),
+    "budget-kept": ("benchmarks.budget_kept", "share of searches whose winner keeps its budget as measured"),
+    "lookup-speed": ("benchmarks.lookup_speed", "architectures of shufflenet-224 predicted in a second, in one call"),
     "main-job": ("benchmarks.main_job", "seconds of hwnas search --budget-ms 1 from nothing, and again"),
     "cifar10": ("benchmarks.cifar10", "a real search on CIFAR-10 against ShuffleNet V2 and against random search"),
 }
@@ -24,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.name is None:
         for name, (_, what) in BENCHMARKS.items():
-            print(f"{name:16} {what}")
+            print(f"{name:22} {what}")
         return
     result: Result = import_module(BENCHMARKS[arguments.name][0]).run(arguments.name)
     print(json.dumps(asdict(result)) if arguments.json else result.text())
