@@ -10,7 +10,8 @@ from hwnas.experiments import EXPERIMENTS, WIDTHS, Case, GuidelineTiming, cases
 from hwnas.latency import Conditions, LatencyTable, load_table
 from hwnas.onnx_model import random_weights, to_onnx
 
-AGREEING, SAMPLE_MS = 5, 3.0
+AGREEING, SAMPLE_MS, LEAST_RUNS = 5, 3.0, 2
+"""The slowest networks take long enough to need few runs a sample."""
 
 
 def measure_guidelines(
@@ -25,7 +26,7 @@ def measure_guidelines(
 ) -> tuple[GuidelineTiming, ...]:
     """Times every network of the four experiments; those of one experiment in the same rounds, in random order.
 
-    Takes half a minute on a core of a desktop processor with the ARM's widths, and some minutes with the GPU's.
+    Takes about a minute on a core of a server with the ARM's widths, and some ten with the GPU's.
 
     Args:
         device: where.
@@ -39,7 +40,7 @@ def measure_guidelines(
     """
     if widths not in WIDTHS:
         raise HwnasError(f"The widths are {' or '.join(WIDTHS)}. They are '{widths}'.")
-    timing = Timing(threads=threads, agreeing=AGREEING, sample_ms=SAMPLE_MS, seed=seed)
+    timing = Timing(threads=threads, agreeing=AGREEING, sample_ms=SAMPLE_MS, least_runs=LEAST_RUNS, seed=seed)
 
     def model(case: Case) -> bytes:
         network = case.network

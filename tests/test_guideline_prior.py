@@ -2,17 +2,19 @@
 
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from conftest import Home
 from test_experiments import timings
 from test_pipeline import copied_runs, tiny_job
 from test_search import SMALL, TINY, latency
 
-from hwnas.calibration import Calibration, Measurement
+from hwnas.calibration import Measurement
 from hwnas.errors import HwnasError
 from hwnas.evolution import EvolutionSampler, NothingLeftError, equal_weights, lawful
 from hwnas.experiments import EXPERIMENTS, MULTIPLIERS, GuidelineTiming
@@ -26,16 +28,15 @@ from hwnas.guideline_prior import (
     plain_choice,
     sampler_weights,
 )
-from hwnas.latency import Conditions, LatencyTable, load_table
-from hwnas.pipeline import Plan, find
+from hwnas.latency import load_table
+from hwnas.pipeline import Plan, find, run_folder
 from hwnas.places import Place
 from hwnas.search import check_budget
 from hwnas.space import CHOICES
 from hwnas.space_toml import load_space, parse_space
-from hwnas.stages import load_settings
+from hwnas.stages import Listener, load_settings
 from hwnas.units import UnitChoice
 
-CONDITIONS = Conditions("cpu", "Chip 1", 2, "ONNX Runtime CPU", "1.30", 1, 1, "fp32", "performance", "Linux 6 x86_64")
 NOTHING = dict.fromkeys(EXPERIMENTS, 0.0)
 GROUPS_PUNISHED = NOTHING | {"G2": 0.5}
 
@@ -150,8 +151,9 @@ width = [32]
 # ---- settings ------------------------------------------------------------------------------------------------------
 
 
-def test_off_weighs_nothing_and_the_others_need_timings():
-    table = LatencyTable(CONDITIONS, TINY.name, "2030-01-01", "2030-01-01", {}, Calibration(0.0, 1.0, 0.0, 0.0, ()))
+@pytest.mark.usefixtures("found")
+def test_off_weighs_nothing_and_the_others_need_timings(home: Home):
+    table = load_table(home.table)
     assert sampler_weights(TINY, "shufflenet-tiny", table, "off") is None
     for setting in ("prior", "strict"):
         with pytest.raises(HwnasError, match=r"Measure: hwnas guidelines --device cpu --space mine\.toml$"):
@@ -263,20 +265,31 @@ def test_a_mutation_draws_values_by_their_weights():
 # ---- in a whole search ---------------------------------------------------------------------------------------------
 
 
+class SearchedError(Exception):
+    """Ends a job when its search is over."""
+
+
 def test_a_strict_search_scores_nothing_that_the_device_punishes_and_its_study_knows_it(
     here: Home, found: dict[str, Any], tmp_path: Path
 ):
-    table = tmp_path / "tables/cpu" / here.table.name
-    replace(load_table(here.table), guidelines=as_reported("gpu")).save(table)
-    runs = copied_runs(here, tmp_path)
-    job = tiny_job(here, runs, tables=tmp_path / "tables")
-    folder, result = find(job, Plan(1000, trials=4, guidelines="strict"))
-    assert folder != runs / found["run"].name
-    units = [unit for s in result.scored for stage in s.architecture["stages"] for unit in stage["units"]]
-    assert {unit["groups"] for unit in units} == {1}
+    def end(stage: str) -> None:
+        if re.match(r"Measuring the \d best", stage):
+            raise SearchedError
+
+    replace(load_table(here.table), guidelines=as_reported("gpu")).save(tmp_path / "tables/cpu" / here.table.name)
+    job = tiny_job(here, copied_runs(here, tmp_path), Listener(stage=end), tables=tmp_path / "tables")
+    plan = Plan(1000, trials=4, guidelines="strict")
+    with pytest.raises(SearchedError):
+        find(job, plan)
+    folder = run_folder(job, plan)
+    assert folder.name == f"{found['run'].name}-strict"
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{folder / 'study.db'}")
+    done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(done) == 4
+    assert {value for trial in done for name, value in trial.params.items() if name.endswith(".groups")} == {0}
     assert load_settings(folder)["plan"]["guidelines"] == "strict"
     with pytest.raises(HwnasError, match="belongs to another search: guidelines was strict, is prior"):
-        find(job, Plan(1000, trials=4, guidelines="prior"), folder)
+        find(job, replace(plan, guidelines="prior"), folder)
 
 
 @pytest.mark.usefixtures("found")
