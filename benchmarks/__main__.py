@@ -9,6 +9,8 @@ from benchmarks.result import Result
 
 BENCHMARKS = {
     "export-speed": ("benchmarks.export_speed", "milliseconds of our ShuffleNet V2 1x over those of PyTorch's export"),
+    "measuring-protocol": ("benchmarks.measuring", "how well ways to sum up samples repeat"),
+    "measuring-methods": ("benchmarks.measuring", "which way to time a unit predicts whole networks best"),
     "profile-time-tiny": ("benchmarks.profile_time", "seconds of a complete latency table of shufflenet-tiny"),
     "profile-time-32": ("benchmarks.profile_time", "seconds of a complete latency table of shufflenet-32"),
     "profile-time-224": ("benchmarks.profile_time", "seconds of a complete latency table of shufflenet-224"),
