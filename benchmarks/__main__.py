@@ -23,6 +23,8 @@ BENCHMARKS = {
     "prediction-int8": ("benchmarks.prediction", "the same of shufflenet-tiny in int8"),
     "bound-coverage": ("benchmarks.prediction", "share of fresh networks under their upper estimate"),
     "budget-kept": ("benchmarks.budget_kept", "share of searches whose winner keeps its budget as measured"),
+    "guideline-prior": ("benchmarks.searches", "what the guidelines' prior gains a search, over several seeds"),
+    "macs-against-latency": ("benchmarks.searches", "accuracy at equal latency: limited by latency or by MACs"),
     "lookup-speed": ("benchmarks.lookup_speed", "architectures of shufflenet-224 predicted in a second, in one call"),
     "main-job": ("benchmarks.main_job", "seconds of hwnas search --budget-ms 1 from nothing, and again"),
     "cifar10": ("benchmarks.cifar10", "a real search on CIFAR-10 against ShuffleNet V2 and against random search"),
