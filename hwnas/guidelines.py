@@ -46,7 +46,7 @@ LIMITS = {"G1": 1.1, "G2": 1.1, "G3": 6.0, "G4": 0.6}
 
 They lie between the networks that the paper names on either side (section 2, discussion; `tests/test_guidelines.py`):
 G1 between ShuffleNet V2 (1.01) and V1 (1.14 to 1.20) or MobileNet V2 (1.23 to 1.26); G3 is twice the three fragments of
-a ResNet bottleneck; G4 lies between V1 (0.52 to 0.54) and MobileNet V2 (0.62 to 0.64), V2 having 0.3.
+a ResNet bottleneck; G4 lies between V1 (0.50 to 0.54) and MobileNet V2 (0.62 to 0.64), V2 having 0.3.
 """
 
 
