@@ -37,7 +37,7 @@ class Timing:
 
     Attributes:
         threads: threads inside an operator.
-        rounds: the most samples of each model.
+        rounds, patience_s: a model that is not done after so many samples and so long is given up.
         agreeing, tolerance: a model is done when so many samples lie so close, relatively, to the least of them.
         sample_ms, least_runs: a sample is the least of so many runs, and of so many milliseconds, at least.
         warm_up_runs, warm_up_ms: runs before the first sample, and how long they take at least.
@@ -47,7 +47,8 @@ class Timing:
     """
 
     threads: int = 1
-    rounds: int = 40
+    rounds: int = 12
+    patience_s: float = 5.0
     agreeing: int = 3
     tolerance: float = 0.02
     sample_ms: float = 1.0

@@ -7,7 +7,7 @@ Each line of standard input is a request, each line of standard output a piece o
 `{"conditions": true}` is answered by what and where this is, `{"profile": "a.onnx", ...}` as `profile_model` says. Any
 other request is a group of models timed together, as docs/measuring.md describes and gives the reasons for:
 
-    {"models": ["a.onnx", "b.onnx"], "threads": 1, "rounds": 40, "agreeing": 3, "tolerance": 0.02,
+    {"models": ["a.onnx", "b.onnx"], "threads": 1, "rounds": 12, "patience_s": 5.0, "agreeing": 3, "tolerance": 0.02,
      "sample_ms": 1.0, "least_runs": 10, "warm_up_runs": 3, "warm_up_ms": 5.0,
      "anchor": "anchor.onnx", "anchor_ms": 0.41, "cool_down_s": 60.0, "seed": 0}
 
@@ -15,7 +15,7 @@ Every model gets a session and is warmed up; then come the rounds, in each of wh
 order drawn anew. A sample is the least of at least `least_runs` runs that take `sample_ms` together, after one run that
 is not counted and brings the model back into the caches. Between the samples the anchor, a model that never changes, is
 sampled again and again: a sample is steady if the anchor took its usual time before or after it. A model is done when
-`agreeing` of its steady samples lie within `tolerance` of the least; these are the answer:
+`agreeing` of its steady samples lie within `tolerance` of the least of all; these are the answer:
 
     {"model": 0, "samples_ms": [0.113, ...], "pace": 1.0}  in the order of the rounds; a pace above 1 tells that too few
                                                            samples were steady, and how much slower the machine was
@@ -27,6 +27,7 @@ sampled again and again: a sample is steady if the anchor took its usual time be
 import base64
 import bisect
 import glob
+import itertools
 import json
 import math
 import os
@@ -43,6 +44,9 @@ import onnxruntime
 PACE_TOLERANCE = 1.1
 """A sample is steady if the anchor was at most so much slower than usual before or after it. A busy neighbour on the
 same core makes it 1.3 to 1.6 times slower; left to itself it repeats within 3 %."""
+
+LEAST_PACE = 1.001
+"""Of a model whose samples do not agree, though at some moment the anchor took its usual time."""
 
 ANCHOR_RUNS, ANCHOR_SHARE = 2, 0.2
 """The anchor's samples are short, so that short disturbances are seen; they take up to this share of the time."""
@@ -92,10 +96,8 @@ class Anchor:
     def __init__(self, model, usual_ms):
         self.model, self.known_ms = model, usual_ms or math.inf
         model.runs = ANCHOR_RUNS
-        self.samples_ms, self.ordered_ms = [], []
-        start = model.clock()
+        self.samples_ms, self.ordered_ms, self.every_ns = [], [], math.inf
         self.sample()
-        self.every_ns = (self.last_ns - start) / ANCHOR_SHARE
 
     @property
     def usual_ms(self):
@@ -103,9 +105,11 @@ class Anchor:
         return min(self.known_ms, self.ordered_ms[len(self.ordered_ms) // 10])
 
     def sample(self):
+        start = self.model.clock()
         self.samples_ms.append(self.model.sample_ms())
         bisect.insort(self.ordered_ms, self.samples_ms[-1])
         self.last_ns = self.model.clock()
+        self.every_ns = min(self.every_ns, (self.last_ns - start) / ANCHOR_SHARE)
 
     def due(self):
         return self.model.clock() - self.last_ns > self.every_ns
@@ -192,9 +196,10 @@ class Group:
 
     def run(self):
         rng = random.Random(self.request["seed"])
-        for _ in range(self.request["rounds"]):
+        end_ns = self.machine.clock() + self.request["patience_s"] * 1e9
+        for number in itertools.count():
             order = [index for index in self.models if len(self.kept(index)) < self.request["agreeing"]]
-            if not order:
+            if not order or (number >= self.request["rounds"] and self.machine.clock() > end_ns):
                 break
             rng.shuffle(order)
             for index in order:
@@ -209,10 +214,14 @@ class Group:
         return [min(anchor.pace(before), anchor.pace(before + 1)) for _, before in self.samples[index]]
 
     def kept(self, index):
-        """The steady samples of a model that agree with the least of them: disturbances only ever lengthen a run."""
-        pairs = zip(self.samples[index], self.paces(index), strict=True)
-        steady = [sample for (sample, _), pace in pairs if pace <= PACE_TOLERANCE]
-        return [sample for sample in steady if sample <= (1 + self.request["tolerance"]) * min(steady)]
+        """The steady samples of a model that agree with the least of all: disturbances only ever lengthen a run.
+
+        So a lower sample, even of a disturbed moment, tells that the steady ones were disturbed unseen.
+        """
+        samples = self.samples[index]
+        most_ms = (1 + self.request["tolerance"]) * min((sample for sample, _ in samples), default=math.inf)
+        pairs = zip(samples, self.paces(index), strict=True)
+        return [sample for (sample, _), pace in pairs if pace <= PACE_TOLERANCE and sample <= most_ms]
 
     def result(self, index):
         """The kept samples, if enough agree; else the least samples of all, and the pace of the machine."""
@@ -220,7 +229,8 @@ class Group:
         if len(kept) >= min(self.request["agreeing"], self.request["rounds"]):
             return {"model": index, "samples_ms": shortened(kept), "pace": 1.0}
         samples_ms = sorted(sample for sample, _ in self.samples[index])[: self.request["agreeing"]]
-        return {"model": index, "samples_ms": shortened(samples_ms), "pace": float(f"{min(self.paces(index)):.4g}")}
+        pace = max(LEAST_PACE, min(self.paces(index)))
+        return {"model": index, "samples_ms": shortened(samples_ms), "pace": float(f"{pace:.4g}")}
 
 
 def time_group(request, answer, machine):

@@ -38,6 +38,9 @@ GROUP_MODELS, GROUP_BYTES = 64, 96 << 20
 ATTEMPTS = 3
 """How often a unit is timed that seemed to cost nothing, or for which the machine was too disturbed."""
 
+SLOW = 1.1
+"""A group is timed again if the anchor took so much longer than in a later one."""
+
 LEAST_COMPOSED = 0.5
 """A unit whose terms give less than this share of the least of them is timed itself."""
 
@@ -159,10 +162,12 @@ def _composed(
 def _measured_units(setup: Setup, journal: Journal, units: Sequence[tuple[str, Place]]) -> Iterator[Entry]:
     """The entry of each unit, once it is in the journal.
 
-    A unit that seems to cost nothing, or for which the machine was too disturbed, is timed again.
+    A unit that seems to cost nothing, or for which the machine was too disturbed, is timed again; so are those of a
+    group whose machine, as later groups show, was slow all the time.
     """
     for attempt in range(1, ATTEMPTS + 1):
         unclear: list[tuple[str, Place]] = []
+        anchors: list[tuple[float, Iterable[tuple[str, Place]]]] = []
         for group, results in _pipelined(setup, _groups(setup, units)):
             entries = {unit: entry_of(setup.space, group, index, results) for index, unit in enumerate(group.units)}
             paces = {unit: pace_of(group, index, results) for index, unit in enumerate(group.units)}
@@ -172,8 +177,12 @@ def _measured_units(setup: Setup, journal: Journal, units: Sequence[tuple[str, P
                 if entry.latency_ms > 0 and (paces[unit] == 1 or attempt == ATTEMPTS)
             }
             unclear += entries.keys() - clear.keys()
+            anchors.append((setup.device.anchor_ms or 0.0, clear.keys()))
             journal.add(clear.values())
             yield from clear.values()
+        if attempt < ATTEMPTS:
+            usual_ms = min((anchor_ms for anchor_ms, _ in anchors), default=0.0)
+            unclear += [unit for anchor_ms, timed in anchors if anchor_ms > SLOW * usual_ms for unit in timed]
         if not unclear:
             return
         units = unclear

@@ -18,7 +18,7 @@ from hwnas.onnx_model import random_weights, to_onnx
 from hwnas.places import Place, extreme_architecture, places_of_architecture
 from hwnas.space import SearchSpace, lower
 
-TIMING = Timing(rounds=20, tolerance=0.03, sample_ms=3.0, least_runs=4)
+TIMING = Timing(tolerance=0.03, sample_ms=3.0, least_runs=4)
 """A sample of several milliseconds holds some undisturbed runs, even on a busy machine."""
 
 FITTED, HELD_OUT = 40, 40
