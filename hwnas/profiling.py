@@ -96,11 +96,12 @@ def profile(
     def count(what: str) -> None:
         nonlocal done
         done += 1
-        on_progress(min(done, total), total, what)
+        on_progress(done, total, what)
 
     for entry in _measured_units(setup, journal, todo):
+        if entry.key not in measured:  # else it was timed again
+            count(entry.unit)
         measured[entry.key] = entry
-        count(entry.unit)
     entries = {**measured, **dict(_composed(space, places, measured))}
     unclear = [(key, place) for key, place in places.items() if key not in entries]
     for entry in _measured_units(setup, journal, unclear):

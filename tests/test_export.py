@@ -159,8 +159,8 @@ def test_a_weight_that_is_missing_or_misshapen_makes_no_model(trained: Trained):
 def test_models_are_measured_in_the_order_in_which_they_were_given(trained: Trained):
     models = [trained.model(), trained.model(batch=64)]
     with device("cpu") as cpu:
-        small, large = measure_models(cpu, models, threads=1, rounds=5)
-    assert len(small.samples_ms) == len(large.samples_ms) == 5
+        small, large = measure_models(cpu, models, threads=1)
+    assert min(len(small.samples_ms), len(large.samples_ms)) >= 3
     assert 0 < small.median_ms < large.median_ms
 
 

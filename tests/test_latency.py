@@ -8,10 +8,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, kendall_tau, steadied
+from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, kendall_tau, upper_ratio_of
 from hwnas.errors import HwnasError
 from hwnas.experiments import GuidelineTiming, all_cases
-from hwnas.latency import Conditions, Entry, LatencyTable, load_table, table_path
+from hwnas.latency import ComposedEntry, Conditions, Entry, LatencyTable, composed_entry, load_table, table_path
+from hwnas.line import Line
 from hwnas.network import macs, parameters, unit_key
 from hwnas.places import extreme_architecture, label, network_at, places_of, places_of_architecture
 from hwnas.space import lower
@@ -60,7 +61,7 @@ def small_table(space, **changes):
     )
     table = LatencyTable(
         CONDITIONS, space.name, "2030-01-01T10:00:00+00:00", "2030-01-01T10:01:00+00:00", entries,
-        Calibration(0.05, 1.1, 30.0, 0.2, networks),
+        Calibration(Line(0.05, (1e3, 1e6), (1.1, 1.1), (30.0, 30.0)), 0.2, networks), 0.44, ("busy",),
     )  # fmt: skip
     return replace(table, **changes)
 
@@ -107,46 +108,66 @@ def whole(sum_ms, count, measured_ms, held_out=False):
     return WholeNetwork((), sum_ms, count, Measurement((measured_ms,)), Measurement(()), held_out)
 
 
-def test_the_line_is_found_though_one_timing_was_disturbed():
+def test_the_bound_is_that_of_the_held_out_networks():
     rng = np.random.default_rng(0)
-    sums, counts = np.linspace(0.1, 2, 20), rng.integers(10**5, 10**6, 20)
-    line = 0.03 + 1.2 * sums + 200 * counts / 1e6 / 1e3
-    measured = line * (1 + 0.005 * rng.standard_normal(20))
-    measured[7] *= 3
-    fitted = [whole(s, int(c), m) for s, c, m in zip(sums, counts, measured, strict=True)]
-    errors = np.linspace(-0.1, 0.09, 20)
+    sums, counts = np.linspace(0.1, 2, 40), rng.integers(10**5, 10**6, 40)
+    line = 0.03 + 1.2 * sums
+    fitted = [whole(s, int(c), m) for s, c, m in zip(sums, counts, line, strict=True)]
+    errors = np.linspace(-0.1, 0.09, 40)
     held_out = [whole(s, int(c), m, True) for s, c, m in zip(sums, counts, line * (1 + errors), strict=True)]
     calibration = calibrate([*fitted, *held_out])
-    assert calibration.slope == pytest.approx(1.2, rel=0.02)
-    assert calibration.intercept_ms == pytest.approx(0.03, abs=0.01)
-    assert calibration.parameter_ns == pytest.approx(0.2, abs=0.02)
-    assert calibration.upper_ratio == pytest.approx(0.09, abs=0.01)  # the greatest of 20 errors
-    assert calibration.bias == pytest.approx(errors.mean(), abs=0.005)
-    assert calibration.coverage == 1
-    assert replace(calibration, upper_ratio=0.0).coverage == pytest.approx(0.5, abs=0.1)
+    assert calibration.upper_ratio == pytest.approx(errors[38], abs=0.003)  # rank ceil(41 * 0.95) = 39 of 40
+    assert calibration.bias == pytest.approx(errors.mean(), abs=0.003)
+    assert calibration.mean_absolute_error == pytest.approx(np.abs(errors).mean(), abs=0.003)
+    assert calibration.coverage == pytest.approx(39 / 40)
+    assert calibration.cross_coverage == pytest.approx(38 / 40)
+    assert calibration.share_within(0.05) == pytest.approx((np.abs(errors) <= 0.05).mean(), abs=0.03)
+    assert replace(calibration, upper_ratio=0.0).coverage == pytest.approx((errors <= 0).mean(), abs=0.06)
 
 
-def test_parameters_never_make_a_network_faster():
-    networks = [whole(s, int(1e6 * s), 1.2 * s - 0.1 * s * s) for s in np.linspace(0.5, 2, 10)]
-    networks += [whole(n.sum_ms, 2 * n.parameters, 0.9 * n.measured.median_ms) for n in networks]
-    calibration = calibrate(networks)
-    assert calibration.parameter_ns == 0
-    assert calibration.slope > 0
+def test_the_bound_covers_95_percent_of_new_networks_whatever_the_errors_look_like():
+    rng = np.random.default_rng(3)
+    covered = []
+    for _ in range(200):
+        errors = rng.exponential(0.05, 80) - 0.02
+        networks = [whole(1.0, 10**6, 1 + e, held_out=True) for e in errors[:40]]
+        line = Calibration(Line(0.0, (1e6,), (1.0,), (0.0,)), 0.0, tuple(networks))
+        bound = upper_ratio_of(line.relative_errors)
+        covered.append((errors[40:] <= bound).mean())
+    assert 0.94 < np.mean(covered) < 0.97
 
 
-def test_ups_and_downs_that_all_models_of_a_group_share_are_taken_out_and_the_level_stays():
-    rng = np.random.default_rng(1)
-    true_ms = rng.uniform(0.1, 3, 20)
-    pace = np.array([1, 1, 1.8, 1, 1.6, 1, 1.9, 1, 1.7])
-    samples = true_ms[:, None] * pace * (1 + 0.002 * rng.standard_normal((20, 9)))
-    samples[3, 5] *= 4  # a disturbance of one model stays its own
-    group = {index: Measurement(tuple(row)) for index, row in enumerate(samples)}
-    found = steadied(group)
-    assert all(found[index].median_ms == pytest.approx(true_ms[index], rel=0.01) for index in group)
-    assert all(found[index].spread_ms < 0.01 * true_ms[index] for index in group)
-    assert max(found[3].samples_ms) > 3 * true_ms[3]
-    few = {index: group[index] for index in range(3)}
-    assert steadied(few) == few
+def test_a_table_fails_its_check_for_noise_for_errors_and_for_slow_networks_and_says_which(space):
+    def checked(errors, noise):
+        pairs = [(1.0 + 0.01 * i) * (1 + e) for i, e in enumerate(errors)]
+        networks = tuple(
+            WholeNetwork((i,), 1.0 + 0.01 * i, 10**6, Measurement((ms,)), Measurement((ms * (1 + noise),)), True)
+            for i, ms in enumerate(pairs)
+        )
+        return Calibration(Line(0.0, (1e6,), (1.0,), (0.0,)), 0.03, networks)
+
+    assert checked([0.02, -0.02] * 15, 0.01).failure is None
+    assert "err by 6.0%" in str(checked([0.06, -0.06] * 15, 0.01).failure)
+    assert checked([0.025, -0.1] * 15, 0.05).failure is None  # an error of 6 % beside a noise of 5 %
+    assert "too noisy" in str(checked([0.0] * 30, 0.1).failure)
+    assert "only 50% of the networks" in str(checked([0.035, -0.035] * 15, 0.01).failure)
+    table = small_table(space)
+    failing = replace(table, calibration=checked([0.06, -0.06] * 15, 0.01))
+    with pytest.raises(HwnasError, match=r"failed its own check: .*6\.0%.*hwnas profile --device cpu.*--force"):
+        failing.check_error()
+
+
+def test_spearman_and_the_noise_floor_of_networks_are_told():
+    pairs = [(1.0, 1.1), (2.0, 2.1), (3.0, 2.9), (4.0, 2.8)]
+    networks = tuple(WholeNetwork((), s, 10**6, Measurement((m,)), Measurement((m * 1.02,)), True) for s, m in pairs)
+    calibration = Calibration(Line(0.0, (1e6,), (1.0,), (0.0,)), 0.0, networks)
+    assert calibration.spearman == pytest.approx(0.8)  # ranks 1 2 3 4 against 1 2 4 3
+    assert calibration.noise_floor == pytest.approx(0.02)
+
+
+def test_samples_of_a_slow_machine_are_led_back_to_its_usual_pace():
+    assert Measurement((1.5, 3.0), pace=1.5).at_usual_pace() == Measurement((1.0, 2.0))
+    assert Measurement((1.5,)).at_usual_pace() == Measurement((1.5,))
 
 
 def test_kendall_tau_counts_concordant_less_discordant_pairs():
@@ -220,6 +241,17 @@ def test_a_table_comes_back_from_its_file_unchanged_and_one_entry_a_line(space, 
     assert len(lines) == len(table.entries)
 
 
+def test_a_composed_entry_is_the_sum_of_its_terms_and_comes_back_from_the_file(space, tmp_path):
+    table, path = small_table(space), tmp_path / "table.json"
+    first, second = list(table.entries.values())[:2]
+    composed = composed_entry("made up", "a unit", [(first.key, 2), (second.key, 1)], table.entries)
+    assert composed.latency_ms == pytest.approx(2 * first.latency_ms + second.latency_ms)
+    longer = replace(table, entries=table.entries | {"made up": composed})
+    longer.save(path)
+    assert load_table(path) == longer
+    assert isinstance(load_table(path).entries["made up"], ComposedEntry)
+
+
 def with_guidelines(table):
     timings = [
         GuidelineTiming(case, Measurement((1.0 + index, 1.5 + index))) for index, case in enumerate(all_cases("arm"))
@@ -278,13 +310,22 @@ def broken(path, change):
         lambda data: data["conditions"].pop("chip"),
         lambda data: data["conditions"].update(colour="red"),
         lambda data: data["conditions"].update(threads="1"),
-        lambda data: data["calibration"].update(slope=float("nan")),
+        lambda data: data["calibration"]["line"].update(slopes=[float("nan"), 1.0]),
+        lambda data: data["calibration"]["line"].update(knots=[1e6, 1e3]),
+        lambda data: data["calibration"]["line"].update(slopes=[1.0]),
+        lambda data: data["calibration"].update(line=None),
+        lambda data: data.pop("anchor_ms"),
+        lambda data: data.update(anchor_ms=0),
+        lambda data: data.update(cautions=[1]),
+        lambda data: data["entries"].append({"key": "a", "unit": "b", "terms": {"not there": 1}}),
+        lambda data: data["entries"].append({"key": "a", "unit": "b", "terms": {data["entries"][0]["key"]: -1}}),
+        lambda data: data["entries"].append({"key": "a", "unit": "b", "terms": {data["entries"][0]["key"]: 0.5}}),
         lambda data: data["calibration"].update(networks=3),
         lambda data: data["calibration"]["networks"][0].update(measured_ms=[]),
         lambda data: data["entries"][0].update(samples_ms=[]),
         lambda data: data["entries"][0].update(samples_ms=[0.1, -0.2, -0.1]),
         lambda data: data["calibration"]["networks"][0].update(parameters=1.5),
-        lambda data: data["calibration"].pop("parameter_ns"),
+        lambda data: data["calibration"]["line"].pop("parameter_ns"),
         lambda data: data["entries"][0].update(samples_ms=["0.1"]),
         lambda data: data["entries"][0].update(key=5),
         lambda data: data.update(entries=None),

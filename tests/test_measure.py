@@ -15,7 +15,7 @@ from hwnas.errors import HwnasError
 from hwnas.network import NetworkBuilder
 from hwnas.onnx_model import random_weights, to_onnx
 
-QUICK = Timing(rounds=3, sample_ms=0.05, warm_up_runs=1, timeout_s=60)
+QUICK = Timing(rounds=3, patience_s=2.0, sample_ms=0.05, least_runs=2, timeout_s=60)
 
 
 def model(channels=8, side=8):
@@ -33,8 +33,9 @@ def cpu():
 
 
 def request(paths, **changes):
-    settings = {"threads": 1, "rounds": 2, "sample_ms": 0.05, "warm_up_runs": 1, "seed": 0}
-    return json.dumps({"models": [str(path) for path in paths]} | settings | changes)
+    settings = Timing(rounds=2, patience_s=0.0, sample_ms=0.05, least_runs=2).request
+    anchor = {"anchor": str(paths[0]), "anchor_ms": None}
+    return json.dumps({"models": [str(path) for path in paths]} | settings | anchor | changes)
 
 
 def test_measure_py_copied_to_an_empty_folder_answers_requests_line_by_line(tmp_path):
@@ -46,7 +47,7 @@ def test_measure_py_copied_to_an_empty_folder_answers_requests_line_by_line(tmp_
         request(["good.onnx", "broken.onnx", "missing.onnx"]),
         request(["good.onnx"], threads=1000),
         "this is not JSON",
-        request(["good.onnx"], rounds=4),
+        request(["good.onnx"], agreeing=4, tolerance=1000.0, rounds=1000),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.run(
@@ -60,39 +61,59 @@ def test_measure_py_copied_to_an_empty_folder_answers_requests_line_by_line(tmp_
     assert answers[2]["model"] == 2
     assert "missing.onnx" in answers[2]["error"]
     assert answers[3]["model"] == 0
-    assert len(answers[3]["samples_ms"]) == 2
-    assert answers[4] == {"done": 1}
+    assert 1 <= len(answers[3]["samples_ms"]) <= 3
+    assert answers[4]["done"] == 1
+    assert answers[4]["anchor_ms"] == pytest.approx(min(answers[4]["anchor_samples_ms"]), rel=1)
+    assert answers[4].keys() >= {"before", "after", "waited_s"}
     assert "1000 threads were asked for" in answers[5]["error"]
     assert "JSONDecodeError" in answers[6]["error"]
     assert len(answers[7]["samples_ms"]) == 4
-    assert answers[8] == {"done": 1}
+    assert answers[8]["done"] == 1
 
 
-def test_a_sample_is_the_least_of_enough_runs_and_is_taken_again_when_disturbed(tmp_path, monkeypatch):
-    (tmp_path / "model.onnx").write_bytes(model())
-    timed = measure.TimedModel(str(tmp_path / "model.onnx"), 1, 0.05, 1, 0)
-    lengths_ms = iter([6, 5, 7, 6, 3, 4])  # two tries of three runs
-    times = iter([moment for index, length in enumerate(lengths_ms) for moment in (index * 100, index * 100 + length)])
-    switches = iter([0, 1, 1, 1])  # the first try was disturbed, the second was not
-    monkeypatch.setattr(measure.time, "perf_counter_ns", lambda: next(times) * 1_000_000)
-    monkeypatch.setattr(measure, "forced_switches", lambda: next(switches))
-    timed.runs = 3
-    assert timed.sample_ms() == 3.0
-    assert next(switches, None) is None
-    assert next(times, None) is None
+def test_a_sample_is_the_least_of_its_runs_after_one_that_does_not_count():
+    lengths_ns, now = iter([9, 1, 50, 6, 5, 7]), [0]
+
+    def run():
+        now[0] += next(lengths_ns) * 1_000_000
+
+    timed = measure.TimedModel(
+        run, {"warm_up_runs": 1, "warm_up_ms": 0, "least_runs": 3, "sample_ms": 0}, lambda: now[0]
+    )
+    assert timed.runs == 3
+    assert timed.sample_ms() == 5.0
+    assert next(lengths_ns, None) is None
 
 
-def test_a_group_gives_every_round_of_every_model_and_larger_models_take_longer(cpu):
+def test_a_short_model_is_run_as_often_as_a_sample_takes_and_warmed_up_as_long_as_is_asked():
+    now, runs = [0], [0]
+
+    def run():
+        now[0] += 100_000
+        runs[0] += 1
+
+    timed = measure.TimedModel(
+        run, {"warm_up_runs": 1, "warm_up_ms": 5, "least_runs": 3, "sample_ms": 2.0}, lambda: now[0]
+    )
+    assert timed.runs == 20
+    assert runs[0] * 0.1 >= 5
+
+
+def test_a_group_gives_samples_of_every_model_and_larger_models_take_longer(cpu):
+    before = len(cpu.groups)
     results = dict(cpu.measure([model(8, 8), model(64, 64)], QUICK))
     assert sorted(results) == [0, 1]
-    assert all(len(measurement.samples_ms) == 3 for measurement in results.values())
+    assert all(1 <= len(measurement.samples_ms) <= 10 for measurement in results.values())
     assert results[1].minimum_ms > 5 * results[0].minimum_ms > 0
+    assert len(cpu.groups) == before + 1
+    assert cpu.groups[-1].models == 2
+    assert 0 < cpu.anchor_ms <= cpu.groups[-1].anchor_ms.median_ms
 
 
 def test_conditions_say_what_was_measured_on_what(cpu):
     found = cpu.conditions(threads=1, batch=2)
     assert (found.device, found.batch, found.precision, found.origin) == ("cpu", 2, "fp32", "measured")
-    assert found.cores == measure.cores()
+    assert found.cores == len(measure.CORES)
     assert found.chip
     assert found.runtime_version
 
@@ -118,7 +139,7 @@ def test_a_model_that_is_not_there_is_named_after_the_others_were_timed(cpu, tmp
 
 
 def test_a_killed_child_is_reported_and_the_next_request_starts_another(cpu):
-    running = cpu.measure([model(64, 64)], Timing(rounds=100_000))
+    running = cpu.measure([model(64, 64)], Timing(rounds=100_000, agreeing=100_000))
     os.kill(cpu.process_id, signal.SIGKILL)
     with pytest.raises(DeviceError, match="measuring process of cpu has died"):
         dict(running)
