@@ -22,7 +22,7 @@ PROOF_IMAGES = 1024
 """Real images on which the model and JAX are compared; training images, so that the test split stays unread."""
 
 
-AGREEING = 10
+AGREEING = 5
 """Samples of a model that is proved: more than for a table, so that their spread means something."""
 
 

@@ -288,7 +288,7 @@ class Scorer:
     """
 
     def __init__(
-        self, model: Supernet | FixedNetwork, data: DataSet, *, calibration_images: int = 256, batch_size: int = 16
+        self, model: Supernet | FixedNetwork, data: DataSet, *, calibration_images: int = 256, batch_size: int = 64
     ) -> None:
         graph, self.weights = nnx.split(model, nnx.Param)
         self.batch_size = min(batch_size, len(data.train))
