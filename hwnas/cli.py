@@ -313,9 +313,9 @@ def guidelines(
 
     from hwnas.devices import device as open_device
     from hwnas.experiments import EXPERIMENTS
-    from hwnas.guideline_profiling import matching_table, measure_guidelines
+    from hwnas.guideline_profiling import measure_guidelines
     from hwnas.guideline_report import guideline_facts, guideline_picture, guideline_rows
-    from hwnas.latency import profile_command, table_path
+    from hwnas.latency import matching_table, profile_command, table_path
     from hwnas.runs import write_text
     from hwnas.space_toml import load_space
     from hwnas.stages import tables_folder

@@ -1,13 +1,11 @@
 """A device -> timings of the paper's four experiments."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from hwnas.calibration import Measurement
 from hwnas.devices import Device, Timing
 from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, WIDTHS, Case, GuidelineTiming, cases
-from hwnas.latency import Conditions, LatencyTable, load_table
 from hwnas.onnx_model import random_weights, to_onnx
 
 AGREEING, SAMPLE_MS, LEAST_RUNS = 5, 3.0, 2
@@ -54,12 +52,6 @@ def measure_guidelines(
         timings += [GuidelineTiming(case, _short(measured[index].at_usual_pace())) for index, case in enumerate(group)]
         on_progress(done, len(EXPERIMENTS), guideline)
     return tuple(timings)
-
-
-def matching_table(path: Path, conditions: Conditions) -> LatencyTable | None:
-    """The latency table of a file if there is one and it was measured under these conditions."""
-    table = load_table(path) if path.exists() else None
-    return table if table and not table.conditions.differences(conditions) else None
 
 
 def _short(measurement: Measurement) -> Measurement:

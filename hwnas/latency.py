@@ -295,6 +295,12 @@ def table_path(folder: Path, space: str, conditions: Conditions) -> Path:
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 
+def matching_table(path: Path, conditions: Conditions) -> LatencyTable | None:
+    """The latency table of a file if there is one and it was measured under these conditions."""
+    table = load_table(path) if path.exists() else None
+    return table if table and not table.conditions.differences(conditions) else None
+
+
 def load_table(path: Path) -> LatencyTable:
     """Reads what `LatencyTable.save` wrote.
 

@@ -18,11 +18,10 @@ from hwnas.errors import HwnasError
 from hwnas.journal import Journal, now
 from hwnas.latency import (
     ComposedEntry,
-    Conditions,
     Entry,
     LatencyTable,
     composed_entry,
-    load_table,
+    matching_table,
     table_path,
 )
 from hwnas.network import unit_key
@@ -87,7 +86,8 @@ def profile(
     places = keys_of(space)
     journal = Journal(path.with_suffix(".journal"), space.name, conditions)
     timed = [(key, place) for key, place in places.items() if place.choice is None or is_timed(space, place.choice)]
-    measured = _entries_to_complete(path, conditions, timed) | journal.entries
+    old = matching_table(path, conditions)
+    measured = _entries_to_complete(old, timed) | journal.entries
     todo = [(key, place) for key, place in timed if key not in measured]
     total = len(timed) + min(FITTED + 2 * HELD_OUT, space.size)
     done = len(timed) - len(todo)
@@ -114,8 +114,9 @@ def profile(
     calibration = calibrate(networks)
     cautions = cautions_of(Seen(conditions, device.groups, calibration))
     assert device.anchor_ms is not None
+    guidelines = old.guidelines if old else ()
     table = LatencyTable(
-        conditions, space.name, journal.started, now(), entries, calibration, device.anchor_ms, cautions
+        conditions, space.name, journal.started, now(), entries, calibration, device.anchor_ms, cautions, guidelines
     )
     table.save(path)
     journal.remove()
@@ -132,15 +133,11 @@ def covers(table: LatencyTable, space: SearchSpace) -> bool:
     return table.entries.keys() >= keys_of(space).keys()
 
 
-def _entries_to_complete(path: Path, conditions: Conditions, timed: Sequence[tuple[str, Place]]) -> dict[str, Entry]:
+def _entries_to_complete(old: LatencyTable | None, timed: Sequence[tuple[str, Place]]) -> dict[str, Entry]:
     """What was measured for a table of the same conditions that does not cover the space."""
-    if not path.exists():
+    if old is None or all(key in old.entries for key, _ in timed):
         return {}
-    table = load_table(path)
-    complete = all(key in table.entries for key, _ in timed)
-    if complete or table.conditions.differences(conditions):
-        return {}
-    return {key: entry for key, entry in table.entries.items() if isinstance(entry, Entry)}
+    return {key: entry for key, entry in old.entries.items() if isinstance(entry, Entry)}
 
 
 def _composed(
