@@ -22,7 +22,7 @@ def search(folder: Path, budget_ms: float) -> tuple[float, dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "hwnas", "search", "--budget-ms", f"{budget_ms:g}", "--json"],
         cwd=folder,
-        env=os.environ | {"HWNAS_CACHE": str(folder / "cache")},
+        env={k: v for k, v in os.environ.items() if k != "HWNAS_TABLES"} | {"HWNAS_CACHE": str(folder / "cache")},
         stdout=subprocess.PIPE,
         check=True,
     )
