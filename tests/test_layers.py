@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "hwnas"
 FLOORS = {
     "errors": 0,
     "network": 0,
+    "model_size": 1,
     "units": 1,
     "reference": 2,
     "space": 2,
