@@ -1,8 +1,9 @@
 """The bytes of a network's ONNX file, read off the `Network`: exactly, and without building the model.
 
-The file is what `onnx_model.to_onnx` and, in int8, `quantization.quantized` make. Here their graph is only outlined: the
-names of its nodes and tensors, and the sizes of its constants, from which follow the bytes in the encoding of protocol
-buffers (protobuf.dev, "Encoding"): a field is a tag of one byte and a number, or a tag, a length and as many bytes.
+The file is what `onnx_model.to_onnx` and, in int8, `quantization.quantized` make. Here their graph is only outlined:
+the names of its nodes and tensors, and the sizes of its constants, from which follow the bytes in the encoding of
+protocol buffers (protobuf.dev, "Encoding"): a field is a tag of one byte and a number, or a tag, a length and as many
+bytes.
 """
 
 import math
@@ -275,7 +276,9 @@ def _integers(name: str, values: Iterable[int]) -> int:
 
 
 def _window(kernel: int, stride: int, padding: int) -> int:
-    return _integers("kernel_shape", [kernel] * 2) + _integers("strides", [stride] * 2) + _integers("pads", [padding] * 4)
+    return (
+        _integers("kernel_shape", [kernel] * 2) + _integers("strides", [stride] * 2) + _integers("pads", [padding] * 4)
+    )
 
 
 def _value_info(name: str, shape: Shape) -> int:

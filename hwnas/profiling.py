@@ -25,6 +25,9 @@ from hwnas.latency import (
     load_table,
     table_path,
 )
+from hwnas.memory_profiling import FITTED as MEMORY_FITTED
+from hwnas.memory_profiling import HELD_OUT as MEMORY_HELD_OUT
+from hwnas.memory_profiling import profile_memory
 from hwnas.network import unit_key
 from hwnas.places import Place, label, network_at, places_of
 from hwnas.space import SearchSpace
@@ -76,7 +79,7 @@ def profile(
         device: where.
         threads, batch, precision: how.
         folder: the folder of latency tables.
-        on_progress: called after each unit and each whole network.
+        on_progress: called after each unit and after each timing and memory of a whole network.
         seed: of weights, inputs, orders and the choice of whole networks.
 
     Raises:
@@ -89,7 +92,7 @@ def profile(
     timed = [(key, place) for key, place in places.items() if place.choice is None or is_timed(space, place.choice)]
     measured = _entries_to_complete(path, conditions, timed) | journal.entries
     todo = [(key, place) for key, place in timed if key not in measured]
-    total = len(timed) + min(FITTED + 2 * HELD_OUT, space.size)
+    total = len(timed) + sum(min(most, space.size) for most in (FITTED + 2 * HELD_OUT, MEMORY_FITTED + MEMORY_HELD_OUT))
     done = len(timed) - len(todo)
     setup = Setup(space, device, threads, batch, precision, seed)
 
@@ -112,10 +115,19 @@ def profile(
     unit_ms = {place: entries[key].latency_ms for key, place in places.items()}
     networks = calibration_networks(setup, unit_ms, lambda: count("whole networks"))
     calibration = calibrate(networks)
+    memory = profile_memory(setup, [network.encoding for network in networks], lambda: count("memory"))
     cautions = cautions_of(Seen(conditions, device.groups, calibration))
     assert device.anchor_ms is not None
     table = LatencyTable(
-        conditions, space.name, journal.started, now(), entries, calibration, device.anchor_ms, cautions
+        conditions,
+        space.name,
+        journal.started,
+        now(),
+        entries,
+        calibration,
+        device.anchor_ms,
+        cautions,
+        memory=memory,
     )
     table.save(path)
     journal.remove()

@@ -1,0 +1,168 @@
+"""Peak memory: live ranges laid by hand, a plane on a made-up device, and the real runtime in processes of its own."""
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from simulated import BASE_BYTES, BYTES_A_BYTE, SimulatedDevice, SimulatedMachine
+
+from hwnas import measure
+from hwnas.activations import activation_peak_bytes
+from hwnas.devices import DeviceError, device
+from hwnas.memory import MemoryNetwork, fit_memory
+from hwnas.memory_profiling import FITTED, HELD_OUT, profile_memory
+from hwnas.model_size import model_bytes
+from hwnas.network import NetworkBuilder
+from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.reference import reference
+from hwnas.space import lower
+from hwnas.space_toml import load_space
+from hwnas.whole_networks import Setup
+
+TINY = load_space("shufflenet-tiny")
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+def test_the_peak_of_a_chain_is_its_largest_pair_of_neighbours():
+    b = NetworkBuilder("chain", (3, 8, 8))
+    with b.unit("all"):
+        x = b.conv_bn(b.input, 10, activation="relu")
+        x = b.conv_bn(x, 20, name="wide", activation="relu")
+        x = b.conv_bn(x, 5, name="last")
+    assert activation_peak_bytes(b.build(x)) == (10 + 20) * 64 * 4
+
+
+def test_a_tensor_that_is_read_later_stays_in_memory_until_then():
+    def network(skipped: bool):
+        b = NetworkBuilder("skip", (4, 8, 8))
+        with b.unit("all"):
+            x = b.conv(b.input, 4, name="first")
+            y = b.conv(x, 8, name="second")
+            y = b.conv(y, 4, name="third")
+            y = b.add(y, x) if skipped else y
+        return b.build(y)
+
+    values = 64 * 4
+    assert activation_peak_bytes(network(skipped=False)) == (4 + 8) * values
+    assert activation_peak_bytes(network(skipped=True)) == (4 + 8 + 4) * values
+
+
+def test_an_activation_in_place_costs_nothing_unless_its_input_is_read_again():
+    def network(again: bool):
+        b = NetworkBuilder("in place", (4, 8, 8))
+        with b.unit("all"):
+            x = b.conv(b.input, 8, name="conv")
+            y = b.activation(x, "relu", name="relu")
+            y = b.add(x, y) if again else y
+        return b.build(y)
+
+    assert activation_peak_bytes(network(again=False)) == (4 + 8) * 64 * 4
+    assert activation_peak_bytes(network(again=True)) == 3 * 8 * 64 * 4
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_the_precision():
+    network = reference("mobilenet-v2-1.0")
+    once = activation_peak_bytes(network)
+    assert activation_peak_bytes(network, batch=8) == 8 * once
+    assert activation_peak_bytes(network, precision="int8") == once // 4
+    assert once == 4 * (96 + 16) * 112 * 112 - 4 * 16 * 112 * 112 + 4 * 96 * 56 * 56  # the first stride-2 depthwise
+
+
+# ---- the plane -------------------------------------------------------------------------------------------------------
+
+
+def networks(count: int, noise: float = 0.0, activations: float = 2.0) -> list[MemoryNetwork]:
+    rng = random.Random(3)
+    found = []
+    for index in range(count):
+        size, live = rng.randrange(100_000, 9_000_000), rng.randrange(50_000, 4_000_000)
+        truth = (BASE_BYTES + 3 * size + activations * live) * (1 + rng.gauss(0, noise))
+        found.append(MemoryNetwork((index,), size, live, (round(truth),), held_out=index % 2 == 1))
+    return found
+
+
+def test_the_plane_recovers_a_truth_that_is_one_and_its_bound_is_tight():
+    memory = fit_memory(networks(30))
+    assert memory.intercept_bytes == pytest.approx(BASE_BYTES, rel=1e-3)
+    assert memory.per_model_byte == pytest.approx(3, rel=1e-3)
+    assert memory.per_activation_byte == pytest.approx(2, rel=1e-2)
+    assert memory.mean_absolute_error < 1e-4
+    assert memory.upper_ratio < 1e-3
+
+
+def test_nineteen_of_twenty_new_networks_stay_under_the_upper_bound():
+    everyone = networks(2000, noise=0.05)
+    shares = []
+    for first in range(0, 1500, 60):
+        known, new = everyone[first : first + 60], everyone[first + 60 : first + 260]
+        memory = fit_memory(known)
+        upper = [memory.expected_bytes(n.model_bytes, n.activation_bytes) * (1 + memory.upper_ratio) for n in new]
+        shares.append(sum(n.measured_bytes <= most for n, most in zip(new, upper, strict=True)) / len(new))
+    assert 0.92 < sum(shares) / len(shares) < 0.99
+
+
+def test_activations_never_lower_the_prediction_and_the_greatest_sample_counts():
+    memory = fit_memory(networks(30, activations=-1.0))
+    assert memory.per_activation_byte == 0
+    twice = replace(networks(1)[0], samples_bytes=(5, 9, 7))
+    assert twice.measured_bytes == 9
+
+
+def test_a_profile_of_memory_on_a_made_up_device_finds_what_it_is_made_of():
+    setup = Setup(TINY, SimulatedDevice(SimulatedMachine(session_noise=0.01)), 1, 1, "fp32", 0)
+    rng = random.Random(1)
+    codes = {TINY.encode(TINY.sample(rng)) for _ in range(40)} | {
+        TINY.encode(architecture) for architecture in (TINY.smallest, TINY.largest)
+    }
+    done: list[None] = []
+    memory = profile_memory(setup, codes, lambda: done.append(None))
+    assert len(memory.networks) == len(done) == FITTED + HELD_OUT
+    assert sum(network.held_out for network in memory.networks) == HELD_OUT
+    ends = [
+        network for network in memory.networks if network.encoding in map(TINY.encode, (TINY.smallest, TINY.largest))
+    ]
+    assert [network.held_out for network in ends] == [False, False]
+    for architecture in (TINY.smallest, TINY.largest):
+        network = lower(TINY, architecture)
+        truth = BASE_BYTES + BYTES_A_BYTE * model_bytes(network)
+        assert memory.upper_bytes(network, 1, "fp32") == pytest.approx(truth, rel=0.06)
+
+
+# ---- the real runtime ------------------------------------------------------------------------------------------------
+
+
+def test_a_larger_model_adds_more_memory_and_a_measurement_repeats():
+    small, large = (lower(TINY, a) for a in (TINY.smallest, TINY.largest))
+    models = [to_onnx(n, random_weights(n, 0)).SerializeToString() for n in (small, large, small)]
+    with device("cpu") as cpu:
+        found = dict(cpu.peak_memory(models))
+    assert found[1] - found[0] > len(models[1]) - len(models[0]) > 4e6
+    assert found[0] == pytest.approx(found[2], rel=0.15)
+    assert found[0] > len(models[0])
+
+
+def test_a_model_that_does_not_load_is_named_and_the_device_goes_on():
+    network = lower(TINY, TINY.smallest)
+    good = to_onnx(network, random_weights(network, 0)).SerializeToString()
+    with device("cpu") as cpu:
+        with pytest.raises(DeviceError, match=r"The memory of 0\.onnx cannot be measured on cpu: .*"):
+            dict(cpu.peak_memory([b"no model"]))
+        assert dict(cpu.peak_memory([good]))[0] > 0
+
+
+def test_a_process_that_ends_without_an_answer_is_an_error_of_its_model(tmp_path: Path):
+    broken = tmp_path / "measure.py"
+    broken.write_text("import sys; sys.exit(9)")
+    source = Path(measure.__file__).read_text(encoding="utf-8")
+    alone = tmp_path / "alone.py"
+    alone.write_text(source.replace("os.path.abspath(__file__)", repr(str(broken))))
+    request = json.dumps({"memory": ["a.onnx"], "threads": 1, "seed": 0})
+    run = subprocess.run([sys.executable, str(alone)], input=request, capture_output=True, text=True, check=True)
+    answers = [json.loads(line) for line in run.stdout.splitlines()]
+    assert answers == [{"model": 0, "error": "its process ended with status 9"}, {"done": 1}]
