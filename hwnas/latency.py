@@ -440,7 +440,7 @@ def _memory_lines(memory: Memory) -> list[str]:
     return [f' "memory": {json.dumps(head)[:-1]}, "networks": [', rows, " ]},"]
 
 
-_MEMORY_FACTORS = ("intercept_bytes", "per_model_byte", "per_activation_byte", "upper_ratio")
+_MEMORY_FACTORS = ("intercept_bytes", "per_model_byte", "per_working_byte", "upper_ratio")
 
 
 def _parse_memory(data: dict[str, Any]) -> Memory:
@@ -460,7 +460,7 @@ def _parse_memory_network(data: dict[str, Any]) -> MemoryNetwork:
     return MemoryNetwork(
         tuple(_checked(index, "an index", int) for index in data["encoding"]),
         positive(data["model_bytes"], "model_bytes"),
-        positive(data["activation_bytes"], "activation_bytes"),
+        positive(data["working_bytes"], "working_bytes"),
         samples,
         _checked(data["held_out"], "held_out", bool),
     )

@@ -1,8 +1,9 @@
 """What a network adds to the peak memory of the process that runs it, predicted: a plane fitted on whole networks.
 
-The peak comes from making the session: the runtime reads the file, copies the weights and lays them out anew. So it is
-`intercept + a * bytes of the file + b * peak bytes of activations`. On other networks of the space, which the plane has
-not seen, its error is told and its split conformal upper ratio is found, as for milliseconds in `calibration.py`.
+The peak mostly comes from making the session: the runtime reads the file, copies the weights, and lays out anew those
+of one node after the other. So it is `intercept + a * bytes of the file + b * bytes worked on at a time`. On other
+networks of the space, which the plane has not seen, its error is told and its split conformal upper ratio is found, as
+for milliseconds in `calibration.py`.
 """
 
 import statistics
@@ -11,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hwnas.activations import activation_peak_bytes
 from hwnas.calibration import upper_ratio_of
 from hwnas.model_size import model_bytes
 from hwnas.network import Network
+from hwnas.working_set import working_bytes
 
 MEGABYTE = 1_000_000
 
@@ -25,14 +26,14 @@ class MemoryNetwork:
 
     Attributes:
         encoding: the architecture, as `SearchSpace.encode` gives it.
-        model_bytes, activation_bytes: what its memory is predicted from.
+        model_bytes, working_bytes: what its memory is predicted from.
         samples_bytes: what it added to the peak memory of a fresh process, each time.
         held_out: whether the plane was fitted without it.
     """
 
     encoding: tuple[int, ...]
     model_bytes: int
-    activation_bytes: int
+    working_bytes: int
     samples_bytes: tuple[int, ...]
     held_out: bool
 
@@ -47,24 +48,24 @@ class Memory:
     """The plane, and how well it holds.
 
     Attributes:
-        intercept_bytes, per_model_byte, per_activation_byte: its factors.
+        intercept_bytes, per_model_byte, per_working_byte: its factors.
         upper_ratio: by how much a network may need more than the plane says, relative to it, with 95 % confidence.
         networks: those that it was fitted on and those that it was checked on.
     """
 
     intercept_bytes: float
     per_model_byte: float
-    per_activation_byte: float
+    per_working_byte: float
     upper_ratio: float
     networks: tuple[MemoryNetwork, ...]
 
-    def expected_bytes(self, model: float, activations: float) -> float:
-        """Of a model of so many bytes with such a peak of activations."""
-        return self.intercept_bytes + self.per_model_byte * model + self.per_activation_byte * activations
+    def expected_bytes(self, model: float, working: float) -> float:
+        """Of a model of so many bytes that works on so many at a time."""
+        return self.intercept_bytes + self.per_model_byte * model + self.per_working_byte * working
 
     def upper_bytes(self, network: Network, batch: int, precision: str) -> float:
         """What a network stays under with 95 % confidence."""
-        sizes = (rule(network, batch=batch, precision=precision) for rule in (model_bytes, activation_peak_bytes))
+        sizes = (rule(network, batch=batch, precision=precision) for rule in (model_bytes, working_bytes))
         return self.expected_bytes(*sizes) * (1 + self.upper_ratio)
 
     @property
@@ -83,15 +84,15 @@ def fit_memory(networks: Sequence[MemoryNetwork]) -> Memory:
     Of a space so small that none can be held out, the fitted networks themselves give the ratio.
     """
     fitted = [network for network in networks if not network.held_out]
-    columns = np.array([[1.0, n.model_bytes, n.activation_bytes] for n in fitted])
+    columns = np.array([[1.0, n.model_bytes, n.working_bytes] for n in fitted])
     columns /= np.array([[n.measured_bytes] for n in fitted])
     factors = np.linalg.lstsq(columns, np.ones(len(fitted)), rcond=None)[0]
-    if factors[2] < 0:  # activations cannot save memory: here they cannot be told from the rest
+    if factors[2] < 0:  # what is worked on saves no memory: here it cannot be told from the rest
         factors = np.append(np.linalg.lstsq(columns[:, :2], np.ones(len(fitted)), rcond=None)[0], 0.0)
-    intercept, per_model_byte, per_activation_byte = map(float, factors)
-    memory = Memory(intercept, per_model_byte, per_activation_byte, 0.0, tuple(networks))
+    intercept, per_model_byte, per_working_byte = map(float, factors)
+    memory = Memory(intercept, per_model_byte, per_working_byte, 0.0, tuple(networks))
     return replace(memory, upper_ratio=upper_ratio_of(memory.relative_errors or _errors(memory, networks)))
 
 
 def _errors(memory: Memory, networks: Sequence[MemoryNetwork]) -> tuple[float, ...]:
-    return tuple(n.measured_bytes / memory.expected_bytes(n.model_bytes, n.activation_bytes) - 1 for n in networks)
+    return tuple(n.measured_bytes / memory.expected_bytes(n.model_bytes, n.working_bytes) - 1 for n in networks)

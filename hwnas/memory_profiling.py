@@ -3,12 +3,12 @@
 import random
 from collections.abc import Callable, Iterable
 
-from hwnas.activations import activation_peak_bytes
 from hwnas.memory import Memory, MemoryNetwork, fit_memory
 from hwnas.model_size import model_bytes
 from hwnas.network import Network
 from hwnas.space import lower
 from hwnas.whole_networks import TIMING, Code, Setup, spread
+from hwnas.working_set import working_bytes
 
 FITTED, HELD_OUT = 10, 20
 """Each costs about a third of a second; nineteen held out are the fewest that give a bound of 95 %."""
@@ -34,7 +34,7 @@ def profile_memory(setup: Setup, codes: Iterable[Code], on_network: Callable[[],
     measured = []
     for code in chosen:  # one by one: a model is built, measured and forgotten
         ((_, memory_bytes),) = setup.device.peak_memory([setup.model(networks[code])], setup.timing(TIMING))
-        activations = activation_peak_bytes(networks[code], batch=setup.batch, precision=setup.precision)
-        measured.append(MemoryNetwork(code, int(size(networks[code])), activations, (memory_bytes,), code in held_out))
+        working = working_bytes(networks[code], batch=setup.batch, precision=setup.precision)
+        measured.append(MemoryNetwork(code, int(size(networks[code])), working, (memory_bytes,), code in held_out))
         on_network()
     return fit_memory(measured)

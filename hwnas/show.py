@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hwnas.activations import activation_peak_bytes
 from hwnas.calibration import Calibration
 from hwnas.cautions import texts_of
 from hwnas.errors import HwnasError
@@ -19,6 +18,7 @@ from hwnas.runs import RunResult, load_result
 from hwnas.space import SearchSpace, lower
 from hwnas.space_toml import load_space, shipped_spaces
 from hwnas.stages import load_settings
+from hwnas.working_set import working_bytes
 
 
 def facts_of(what: str) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def network_facts(network: Network) -> dict[str, Any]:
         "memory_access": memory_access(network),
         "model_bytes": model_bytes(network),
         "model_bytes_int8": model_bytes(network, precision="int8"),
-        "activation_peak_bytes": activation_peak_bytes(network),
+        "working_bytes": working_bytes(network),
         "units": len(network.units),
         "operators": len(network.nodes),
         **sheet_facts(network_sheet(network)),
@@ -189,7 +189,7 @@ def memory_facts(memory: Memory) -> list[str]:
     measured = [network.measured_bytes / MEGABYTE for network in memory.networks]
     return [
         f"{memory.intercept_bytes / MEGABYTE:.3g} MB + {memory.per_model_byte:.3g} x the file + "
-        f"{memory.per_activation_byte:.3g} x the peak of activations",
+        f"{memory.per_working_byte:.3g} x what is worked on at a time",
         f"mean absolute error {memory.mean_absolute_error:.2%} of {len(memory.relative_errors)} other networks; "
         f"upper bound {memory.upper_ratio:.1%} above",
         f"measured: {len(measured)} networks of {min(measured):.3g} to {max(measured):.3g} MB",

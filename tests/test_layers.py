@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "hwnas"
 FLOORS = {
     "errors": 0,
     "network": 0,
-    "activations": 1,
+    "working_set": 1,
     "model_size": 1,
     "units": 1,
     "reference": 2,

@@ -1,6 +1,8 @@
-"""How many bytes of activations a network needs at a time: a walk over the live ranges of its tensors."""
+"""How many bytes a network works on at a time: a walk over the live ranges of its tensors."""
 
-from hwnas.network import Activation, BatchNorm, Flatten, Network
+import math
+
+from hwnas.network import Activation, BatchNorm, Flatten, Network, weight_shapes
 
 _IN_PLACE = (BatchNorm, Activation, Flatten)
 """Operators that write over their input if nothing else reads it."""
@@ -8,8 +10,8 @@ _IN_PLACE = (BatchNorm, Activation, Flatten)
 _VALUE_BYTES = {"fp32": 4, "int8": 1}
 
 
-def activation_peak_bytes(network: Network, *, batch: int = 1, precision: str = "fp32") -> int:
-    """The most bytes that the tensors which are still to be read take together, over all nodes in their order.
+def working_bytes(network: Network, *, batch: int = 1, precision: str = "fp32") -> int:
+    """The most bytes, over all nodes in their order, of the tensors that are still to be read and the node's weights.
 
     A tensor lives from the node that makes it to the last one that reads it; the network's outputs live to the end.
     """
@@ -23,6 +25,7 @@ def activation_peak_bytes(network: Network, *, batch: int = 1, precision: str = 
             for name in ended:
                 alive.pop(name)
         alive |= {t.name: t.size for t in node.outputs}
-        peak = max(peak, sum(alive.values()))
+        weights = sum(map(math.prod, weight_shapes(node).values()))
+        peak = max(peak, sum(alive.values()) * batch + weights)
         alive = {name: size for name, size in alive.items() if last.get(name, index) > index}
-    return peak * batch * _VALUE_BYTES[precision]
+    return peak * _VALUE_BYTES[precision]
