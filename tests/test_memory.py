@@ -26,7 +26,7 @@ from hwnas.working_set import working_bytes
 TINY = load_space("shufflenet-tiny")
 
 
-# ---- what is worked on -----------------------------------------------------------------------------------------------------
+# ---- what is worked on ----------------------------------------------------------------------------------------------
 
 
 def test_the_peak_of_a_chain_is_its_largest_pair_of_neighbours():
