@@ -146,6 +146,24 @@ def test_a_larger_model_adds_more_memory_and_a_measurement_repeats():
     assert found[0] > len(models[0])
 
 
+def test_what_the_process_had_before_and_what_it_gave_back_do_not_count(tmp_path: Path):
+    network = lower(TINY, TINY.smallest)
+    (tmp_path / "a.onnx").write_bytes(to_onnx(network, random_weights(network, 0)).SerializeToString())
+    code = f"""
+import numpy
+from hwnas import measure
+given_back = numpy.ones(50_000_000)
+del given_back
+kept = numpy.ones(25_000_000)
+request = {{"memory_here": {str(tmp_path / "a.onnx")!r}, "threads": 1, "seed": 0}}
+print(measure.memory_here(request)["memory_bytes"])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    with device("cpu") as cpu:
+        alone = dict(cpu.peak_memory([tmp_path / "a.onnx"]))[0]
+    assert int(run.stdout) == pytest.approx(alone, rel=0.3)
+
+
 def test_a_model_that_does_not_load_is_named_and_the_device_goes_on():
     network = lower(TINY, TINY.smallest)
     good = to_onnx(network, random_weights(network, 0)).SerializeToString()

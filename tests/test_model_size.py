@@ -41,6 +41,7 @@ def test_every_operator_batch_and_metadata_are_counted(precision):
         x = b.conv_bn(b.input, 8, kernel=3, stride=2, groups=2, activation="relu6")
         y = b.activation(b.conv(x, 8, name="biased", bias=True), "hard_sigmoid", name="gate")
         x = b.add(b.squeeze_excite(x, 2), y, x)
+        x = b.add(x, b.activation(x, "relu", name="read_twice"), name="twice")
         left, right = b.split(b.shuffle(x, 4, name="first_shuffle"), (2, 6))
         pooled = b.pool(right, "average", name="mean_pool"), b.pool(left, "max", name="max_pool")
         x = b.shuffle(b.concat(*pooled), 2)
