@@ -4,7 +4,9 @@ A child that dies or stops answering costs the group it was timing, not the sess
 """
 
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -332,6 +334,8 @@ class Device:
         process, self._process, self._busy = self._process, None, False
         if process is None:
             return
+        with suppress(OSError):  # with the process in which it measures memory, if one hangs
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.wait()
         self._reader.join()

@@ -1,6 +1,7 @@
 """Peak memory: live ranges laid by hand, a plane on a made-up device, and the real runtime in processes of its own."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from simulated import BASE_BYTES, BYTES_A_BYTE, SimulatedDevice, SimulatedMachine
 
 from hwnas import measure
-from hwnas.devices import DeviceError, device
+from hwnas.devices import DeviceError, Timing, device
 from hwnas.memory import MemoryNetwork, fit_memory
 from hwnas.memory_profiling import FITTED, HELD_OUT, profile_memory
 from hwnas.model_size import model_bytes
@@ -171,6 +172,27 @@ def test_a_model_that_does_not_load_is_named_and_the_device_goes_on():
         with pytest.raises(DeviceError, match=r"The memory of 0\.onnx cannot be measured on cpu: .*"):
             dict(cpu.peak_memory([b"no model"]))
         assert dict(cpu.peak_memory([good]))[0] > 0
+
+
+def test_a_model_that_hangs_while_its_memory_is_measured_leaves_no_process_behind(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.onnx")  # to read it waits for a writer
+    with device("cpu") as cpu:
+        cpu.conditions()
+        measuring = cpu.process_id
+        assert measuring is not None
+        with pytest.raises(DeviceError, match=r"has not answered for 1 s"):
+            dict(cpu.peak_memory([tmp_path / "a.onnx"], Timing(timeout_s=1.0)))
+        members = [path for path in Path("/proc").glob("[0-9]*/stat") if group_of(path) == measuring]
+        assert members == []
+
+
+def group_of(stat: Path) -> int | None:
+    """The process group of a process that is not yet dead; None of any other."""
+    try:
+        state, _, group, *_ = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(group)
 
 
 def test_a_process_that_ends_without_an_answer_is_an_error_of_its_model(tmp_path: Path):
