@@ -55,7 +55,7 @@ def best_of(job: Job, sampler: str, budget_ms: float, opened: Device) -> tuple[N
     path, table = latency_table(job, opened)
     _, supernet = trained_supernet(job)
     plan = Plan(budget_ms, trials=TRIALS, sampler=sampler)
-    _, measured, _ = searched(job, plan, FOLDER / sampler, table, table.digest, supernet, opened, None)
+    _, measured, _ = searched(job, plan, FOLDER / sampler, table, table.digest, supernet, opened, None, ())
     kept = [candidate for candidate in measured if candidate.kept]
     if not kept:
         raise HwnasError(f"No finalist of '{sampler}' kept {budget_ms:.3g} ms; the table at {path} no longer holds.")

@@ -94,7 +94,8 @@ def run(name: str) -> Result:
         + (f", bias within {BIAS_PERCENT:g} %, Spearman {SPEARMAN:g}" if strict else ""),
         met=met,
         spread=f"noise floor: the same networks measured twice differ by {noise:.2f} %",
-        device=f"{this_machine()}; ONNX Runtime, {case.threads} thread{"s" * (case.threads > 1)}, batch {case.batch}, {case.precision}",
+        device=f"{this_machine()}; ONNX Runtime, {case.threads} thread{'s' if case.threads > 1 else ''}, "
+        f"batch {case.batch}, {case.precision}",
         details=details(check, table),
     )
 

@@ -76,6 +76,12 @@ def search(
         str,
         typer.Option("--guidelines", help="What the device punishes is drawn less often (prior) or never (strict)."),
     ] = "off",
+    memory_mb: Annotated[
+        float | None, typer.Option("--memory-mb", help="What the model may add to a process's peak memory, in MB.")
+    ] = None,
+    size_mb: Annotated[
+        float | None, typer.Option("--size-mb", help="What the model's file may take, in MB of 1,000,000 bytes.")
+    ] = None,
     epochs: Epochs = 10,
     retrain_epochs: RetrainEpochs = 5,
     batch_size: BatchSize = 16,
@@ -94,7 +100,7 @@ def search(
     from hwnas.report import outcome
 
     with reported(as_json) as listener:
-        plan = Plan(budget_ms, trials, sampler, storage, from_scratch, baselines, guidelines)
+        plan = Plan(budget_ms, trials, sampler, storage, from_scratch, baselines, guidelines, memory_mb, size_mb)
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
         job = _job(
             space, data, listener, device=device, threads=threads, batch=batch, precision=precision, seed=seed,

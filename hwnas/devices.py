@@ -4,7 +4,9 @@ A child that dies or stops answering costs the group it was timing, not the sess
 """
 
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -210,6 +212,30 @@ class Device:
                 break
         return found
 
+    def peak_memory(self, models: Sequence[bytes | Path], timing: Timing = DEFAULT_TIMING) -> Iterator[tuple[int, int]]:
+        """What each model adds to the peak memory of a process, one process a model; see `measure.measure_memory`.
+
+        Args:
+            models: serialised models, or files.
+            timing: whose threads, seed and time-out count.
+
+        Yields:
+            The index of a model and bytes.
+
+        Raises:
+            DeviceError: the device died or hung, a model does not run, or the system does not show peak memory.
+        """
+        with tempfile.TemporaryDirectory(prefix="hwnas-models-") as folder:
+            paths = [_as_file(model, Path(folder) / f"{index}.onnx") for index, model in enumerate(models)]
+            self._send({"memory": list(map(str, paths)), "threads": timing.threads, "seed": timing.seed})
+            self._busy = True
+            while "done" not in (answer := self._receive(timing.timeout_s)):
+                if "error" in answer:
+                    name, error = paths[answer["model"]].name, " ".join(answer["error"].split()).rstrip(".")
+                    raise DeviceError(f"The memory of {name} cannot be measured on {self.name}: {error}.")
+                yield answer["model"], answer["memory_bytes"]
+            self._busy = False
+
     def profile(
         self, model: bytes | Path, timing: Timing, on_round: Callable[[int], None] = lambda number: None
     ) -> dict[str, Any]:
@@ -308,6 +334,8 @@ class Device:
         process, self._process, self._busy = self._process, None, False
         if process is None:
             return
+        with suppress(OSError):  # with the process in which it measures memory, if one hangs
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.wait()
         self._reader.join()

@@ -9,6 +9,7 @@ model of everything scored so far choose one of them by its upper confidence bou
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -39,6 +40,21 @@ Weights = Sequence[Sequence[float]]
 """For each place of the encoding, how often each value is drawn relative to the others of the place."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A hard constraint beside the budget: what an architecture needs of something may be at most so much.
+
+    Attributes:
+        name: of what is limited: `memory`, `size`.
+        most_mb: the limit, in megabytes of 1,000,000 bytes.
+        needs_mb: what an architecture needs, at most.
+    """
+
+    name: str
+    most_mb: float
+    needs_mb: Callable[[Architecture], float]
+
+
 class NothingLeftError(Exception):
     """Every architecture within the budget that single changes lead to has been proposed."""
 
@@ -66,12 +82,24 @@ def within_budget(trial: FrozenTrial) -> bool:
     return all(value <= 0 for value in trial.constraints.values())
 
 
-def upper_ms_of(space: SearchSpace, latency: Callable[[Architecture], Prediction]) -> Callable[[Code], float]:
-    """The upper estimate of a canonical encoding in milliseconds, remembered for the encodings asked for last."""
+def upper_ms_of(
+    space: SearchSpace,
+    latency: Callable[[Architecture], Prediction],
+    budget_ms: float = 0.0,
+    limits: Sequence[Limit] = (),
+) -> Callable[[Code], float]:
+    """The upper estimate of a canonical encoding in milliseconds, remembered for the encodings asked for last.
+
+    With limits it is the greatest of the upper estimate and, for each limit, the same share of the budget that the
+    architecture needs of the limit. So it is within the budget exactly if the architecture meets all of them, and one
+    search by it descends in what is scarcest.
+    """
 
     @lru_cache(maxsize=20_000)
     def upper_ms(code: Code) -> float:
-        return latency(space.decode(code)).upper_ms
+        architecture = space.decode(code)
+        shares = [limit.needs_mb(architecture) / limit.most_mb for limit in limits]
+        return max(latency(architecture).upper_ms, *(budget_ms * share for share in shares), 0.0)
 
     return upper_ms
 
@@ -130,6 +158,7 @@ class EvolutionSampler(BaseSampler):
         seed: of all that is drawn.
         weights: for each place of the encoding, how often each value is drawn relative to the others; one of weight 0
             is never proposed. All alike by default.
+        limits: what else each proposal meets.
 
     Raises (when asked):
         NothingLeftError: every architecture within the budget has been proposed.
@@ -143,10 +172,11 @@ class EvolutionSampler(BaseSampler):
         *,
         seed: int = 0,
         weights: Weights | None = None,
+        limits: Sequence[Limit] = (),
     ) -> None:
         self.space, self.budget_ms, self.seed = space, budget_ms, seed
         self.weights = weights or equal_weights(space)
-        self.upper_ms = upper_ms_of(space, latency)
+        self.upper_ms = upper_ms_of(space, latency, budget_ms, limits)
         self.live = [place for place, radix in enumerate(space.radices) if radix > 1]
 
     @cached_property

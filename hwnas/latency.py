@@ -22,6 +22,7 @@ from hwnas.calibration import Calibration, Measurement, WholeNetwork, upper_rati
 from hwnas.errors import HwnasError
 from hwnas.experiments import Case, GuidelineTiming, check_complete
 from hwnas.line import Line
+from hwnas.memory import Memory, MemoryNetwork
 from hwnas.network import Network, parameters, unit_key
 from hwnas.places import Place, network_at, places_of, places_of_architecture
 from hwnas.space import Architecture, SearchSpace
@@ -128,6 +129,7 @@ class LatencyTable:
         anchor_ms: what the anchor took while the table was measured; see `devices.Device`.
         cautions: names of what made it less sure; see `cautions.CAUTIONS`.
         guidelines: timings of the paper's four experiments, all of them, or none where they were not measured.
+        memory: the peak memory of whole networks; `None` where it was not measured.
     """
 
     conditions: Conditions
@@ -139,6 +141,7 @@ class LatencyTable:
     anchor_ms: float
     cautions: tuple[str, ...] = ()
     guidelines: tuple[GuidelineTiming, ...] = ()
+    memory: Memory | None = None
 
     @property
     def profile_command(self) -> str:
@@ -238,6 +241,7 @@ class LatencyTable:
             [
                 json.dumps(head, indent=1)[:-2] + ",",
                 *(guidelines if self.guidelines else []),
+                *(_memory_lines(self.memory) if self.memory else []),
                 f' "calibration": {json.dumps(line)[:-1]}, "networks": [',
                 ",\n".join("  " + json.dumps(_network_json(network)) for network in self.calibration.networks),
                 ' ]},\n "entries": [',
@@ -342,6 +346,7 @@ def _parse_table(data: Any) -> LatencyTable:
         _time_ms(data["anchor_ms"], "anchor_ms"),
         tuple(_checked(name, "a caution", str) for name in data["cautions"]),
         guidelines,
+        _parse_memory(data["memory"]) if "memory" in data else None,
     )
 
 
@@ -433,6 +438,38 @@ def _guideline_json(timing: GuidelineTiming) -> dict[str, Any]:
 def _parse_guideline(data: dict[str, Any]) -> GuidelineTiming:
     case = Case(**{f.name: _checked(data[f.name], f.name, f.type) for f in fields(Case)})
     return GuidelineTiming(case, Measurement(_samples(data["samples_ms"], least=1)))
+
+
+def _memory_lines(memory: Memory) -> list[str]:
+    head = {name: getattr(memory, name) for name in _MEMORY_FACTORS}
+    rows = ",\n".join("  " + json.dumps(asdict(network)) for network in memory.networks)
+    return [f' "memory": {json.dumps(head)[:-1]}, "networks": [', rows, " ]},"]
+
+
+_MEMORY_FACTORS = ("intercept_bytes", "per_model_byte", "per_working_byte", "upper_ratio")
+
+
+def _parse_memory(data: dict[str, Any]) -> Memory:
+    factors = [_number(data[name], name) for name in _MEMORY_FACTORS]
+    return Memory(*factors, networks=tuple(_parse_memory_network(row) for row in data["networks"]))
+
+
+def _parse_memory_network(data: dict[str, Any]) -> MemoryNetwork:
+    def positive(value: Any, name: str) -> int:
+        if _checked(value, name, int) <= 0:
+            raise ValueError(f"{name} is {value!r} bytes, which no measurement gives")
+        return value
+
+    samples = tuple(positive(value, "a sample") for value in data["samples_bytes"])
+    if not samples:
+        raise ValueError("there are no samples of memory")
+    return MemoryNetwork(
+        tuple(_checked(index, "an index", int) for index in data["encoding"]),
+        positive(data["model_bytes"], "model_bytes"),
+        positive(data["working_bytes"], "working_bytes"),
+        samples,
+        _checked(data["held_out"], "held_out", bool),
+    )
 
 
 def _samples(values: Any, least: int) -> tuple[float, ...]:

@@ -4,8 +4,9 @@
 
 Each line of standard input is a request, each line of standard output a piece of the answer, both JSON.
 
-`{"conditions": true}` is answered by what and where this is, `{"profile": "a.onnx", ...}` as `profile_model` says. Any
-other request is a group of models timed together, as docs/measuring.md describes and gives the reasons for:
+`{"conditions": true}` is answered by what and where this is, `{"profile": "a.onnx", ...}` as `profile_model` says,
+`{"memory": ["a.onnx"], ...}` as `measure_memory` says. Any other request is a group of models timed together, as
+docs/measuring.md describes and gives the reasons for:
 
     {"models": ["a.onnx", "b.onnx"], "threads": 1, "rounds": 12, "patience_s": 5.0, "agreeing": 3, "tolerance": 0.02,
      "sample_ms": 1.0, "least_runs": 10, "warm_up_runs": 3, "warm_up_ms": 5.0,
@@ -33,6 +34,7 @@ import math
 import os
 import platform
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -365,6 +367,55 @@ def kept_runs(runs, rounds):
     return [sum_ms(run) for run in kept], nodes
 
 
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+MEMORY_RUNS = 3
+"""Runs of a model whose memory is measured: the runtime's arena has its full size after the second."""
+
+
+def measure_memory(request, answer):
+    """Measures what each model adds to the peak memory of a process, and calls `answer` with each piece of the reply.
+
+    The request: `{"memory": ["a.onnx", "b.onnx"], "threads": 1, "seed": 0}`. Each model gets a process of its own,
+    since a process need not give back what it once freed, and no second model would show its peak. The answers:
+
+        {"model": 0, "memory_bytes": 21500000}
+        {"model": 1, "error": "..."}
+        {"done": 2}
+    """
+    for index, path in enumerate(request["memory"]):
+        own = {"memory_here": path, "threads": request["threads"], "seed": request["seed"]}
+        run = subprocess.run(
+            [sys.executable, os.path.abspath(__file__)], input=json.dumps(own), capture_output=True, text=True
+        )
+        lines = run.stdout.splitlines() or [json.dumps({"error": f"its process ended with status {run.returncode}"})]
+        answer({"model": index, **json.loads(lines[-1])})
+    answer({"done": len(request["memory"])})
+
+
+def memory_here(request):
+    """How far the peak of this process's resident memory, after a session was made and run, lies above what was there.
+
+    What was there is Python, numpy and the loaded runtime, which another program would have otherwise or not at all.
+    """
+    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
+        file.write("5")  # the peak counts from now on: that of the imports is no part of the model
+    before = resident_bytes("VmRSS")
+    run = Machine().open(request["memory_here"], request["threads"], request["seed"])
+    for _ in range(MEMORY_RUNS):
+        run()
+    return {"memory_bytes": resident_bytes("VmHWM") - before}
+
+
+def resident_bytes(name):
+    """Resident memory of this process: now (`VmRSS`) or at its peak (`VmHWM`)."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) << 10
+    raise ValueError(f"the system does not show {name} of a process")
+
+
 # ---- the machine -------------------------------------------------------------------------------------------------
 
 
@@ -472,6 +523,13 @@ def main():
                 answer({"conditions": conditions()})
             elif "profile" in request:
                 profile_model(request, answer)
+            elif "memory" in request:
+                measure_memory(request, answer)
+            elif "memory_here" in request:
+                try:
+                    answer(memory_here(request))
+                except Exception as error:  # whatever a foreign model does, it is this model's failure
+                    answer({"error": f"{type(error).__name__}: {error}"})
             else:
                 time_group(request, answer, Machine())
         except (ValueError, KeyError, TypeError, AttributeError) as error:

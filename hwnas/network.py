@@ -323,6 +323,23 @@ def unit_key(unit: Unit) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
+def sole_readers(network: Network, made_by: type, read_by: type) -> dict[str, Node]:
+    """For nodes of type `made_by`, by name: the node of type `read_by` that alone reads what they make."""
+    readers: dict[str, list[Node]] = {}
+    for node in network.nodes:
+        for tensor in node.inputs:
+            readers.setdefault(tensor.name, []).append(node)
+    outputs = {tensor.name for tensor in network.outputs}
+    pairs: dict[str, Node] = {}
+    for node in network.nodes:
+        made = node.outputs[0].name
+        if isinstance(node.operator, made_by) and made not in outputs and len(readers.get(made, ())) == 1:
+            (reader,) = readers[made]
+            if isinstance(reader.operator, read_by):
+                pairs[node.name] = reader
+    return pairs
+
+
 class NetworkBuilder:
     """Makes a `Network` node by node; every method returns the tensor that it made.
 

@@ -28,6 +28,7 @@ from hwnas.network import (
     Split,
     Tensor,
     shuffle_order,
+    sole_readers,
     weight_shapes,
 )
 from hwnas.quantization import Ranges, quantized
@@ -108,8 +109,8 @@ class _Exporter:
         names = ["logits"] if len(network.outputs) == 1 else [f"logits_{i}" for i in range(len(network.outputs))]
         self.names |= {tensor.name: name for tensor, name in zip(network.outputs, names, strict=True)}
         self.constants: dict[tuple[str, bytes], str] = {}
-        self.norms = _sole_readers(network, Conv, BatchNorm)
-        self.splits = _sole_readers(network, Shuffle, Split)
+        self.norms = sole_readers(network, Conv, BatchNorm)
+        self.splits = sole_readers(network, Shuffle, Split)
         self.absorbed = {node.name for node in (*self.norms.values(), *self.splits.values())}
 
     def export(self) -> GraphProto:
@@ -262,23 +263,6 @@ class _Exporter:
         for size in (self.batch, *tensor.shape):
             info.type.tensor_type.shape.dim.add(dim_value=size)
         return info
-
-
-def _sole_readers(network: Network, made_by: type, read_by: type) -> dict[str, Node]:
-    """For nodes of type `made_by`, by name: the node of type `read_by` that alone reads what they make."""
-    readers: dict[str, list[Node]] = {}
-    for node in network.nodes:
-        for tensor in node.inputs:
-            readers.setdefault(tensor.name, []).append(node)
-    outputs = {tensor.name for tensor in network.outputs}
-    pairs: dict[str, Node] = {}
-    for node in network.nodes:
-        made = node.outputs[0].name
-        if isinstance(node.operator, made_by) and made not in outputs and len(readers.get(made, ())) == 1:
-            (reader,) = readers[made]
-            if isinstance(reader.operator, read_by):
-                pairs[node.name] = reader
-    return pairs
 
 
 def _window(kernel: int, stride: int, padding: int) -> dict[str, list[int]]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,13 +12,14 @@ from hwnas.errors import HwnasError
 from hwnas.guideline_prior import check_setting, sampler_weights
 from hwnas.latency import LatencyTable, Measurement, Prediction, profile_command
 from hwnas.network import macs, parameters
-from hwnas.runs import Candidate, Compared, Proof, RunResult, write_text
+from hwnas.runs import Candidate, Compared, Proof, Requirement, RunResult, write_text
 from hwnas.space import Architecture, lower
 from hwnas.stages import (
     Job,
     Trained,
     file_name,
     latency_table,
+    memory_mb,
     model_of,
     proved,
     retrained,
@@ -31,7 +32,7 @@ from hwnas.stages import (
 
 if TYPE_CHECKING:
     from hwnas.devices import Device
-    from hwnas.evolution import Weights
+    from hwnas.evolution import Limit, Weights
     from hwnas.search import Scored, SearchResult
     from hwnas.supernet import Supernet
 
@@ -53,6 +54,8 @@ class Plan:
         from_scratch: trains the winner from new weights instead of those of the supernet.
         baselines: trains and measures ShuffleNet V2 0.5x and 1x by the same recipe.
         guidelines: one of `guideline_prior.SETTINGS`: how the device's verdicts on G1 to G4 shape what is drawn.
+        memory_mb: what the model may add to the peak memory of a process, in megabytes of 1,000,000 bytes.
+        size_mb: what its file may take.
     """
 
     budget_ms: float
@@ -62,6 +65,8 @@ class Plan:
     from_scratch: bool = False
     baselines: bool = False
     guidelines: str = "off"
+    memory_mb: float | None = None
+    size_mb: float | None = None
 
 
 def run_folder(job: Job, plan: Plan) -> Path:
@@ -70,6 +75,8 @@ def run_folder(job: Job, plan: Plan) -> Path:
     settings = f"{job.device}-{plan.budget_ms:g}ms" + (f"-t{job.threads}" if job.threads > 1 else "")
     settings += (f"-b{job.batch}" if job.batch > 1 else "") + ("-scratch" if plan.from_scratch else "")
     settings += f"-{plan.guidelines}" if plan.guidelines != "off" else ""
+    for name, most_mb in (("memory", plan.memory_mb), ("size", plan.size_mb)):
+        settings += f"-{name}-{most_mb:g}MB" if most_mb is not None else ""
     return job.runs / f"{supernet.removeprefix('supernet-')}-{file_name(settings)}"
 
 
@@ -88,11 +95,13 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         HwnasError: what the user gave cannot work; the message says what to do.
     """
     from hwnas.devices import device as open_device
+    from hwnas.limits import check_limits, limits_of
     from hwnas.report import write_report
     from hwnas.search import check_budget, check_settings
 
     check_settings(plan.budget_ms, plan.trials, plan.sampler)
     check_setting(plan.guidelines, plan.sampler)
+    check_limits(plan.memory_mb, plan.size_mb)
     folder = folder or run_folder(job, plan)
     seconds: dict[str, float] = {}
     with open_device(job.device) as device:
@@ -100,15 +109,18 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
             path, table = latency_table(job, device)
         digest = table.digest
         weights = sampler_weights(job.space, job.sources[0], table, plan.guidelines)
-        check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device, weights)
+        limits = limits_of(job, table, digest, plan.memory_mb, plan.size_mb)
+        check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device, weights, limits)
         with timed(seconds, "supernet"):
             _, supernet = trained_supernet(job)
         if not (folder / "run.json").exists():  # a finished run stays whole until the new one is
             save_settings(folder, job, plan=asdict(plan), table=str(path))
         with timed(seconds, "search"):
-            result, measured, table = searched(job, plan, folder, table, digest, supernet, device, weights)
+            result, measured, table = searched(job, plan, folder, table, digest, supernet, device, weights, limits)
         with timed(seconds, "training and proof of the winner"):
-            winner, architecture, proof = proved_winner(job, plan, folder, measured, table, digest, supernet, device)
+            winner, architecture, proof = proved_winner(
+                job, plan, folder, measured, table, digest, supernet, device, limits
+            )
         baselines = []
         if plan.baselines:
             with timed(seconds, "baselines"):
@@ -169,6 +181,7 @@ def searched(
     supernet: "Supernet",
     device: "Device",
     weights: "Weights | None",
+    limits: "Sequence[Limit]",
 ) -> tuple["SearchResult", list[Candidate], LatencyTable]:
     """Searches, then measures the best candidates whole until one keeps the budget.
 
@@ -199,6 +212,7 @@ def searched(
             sampler=plan.sampler,
             seed=job.seed,
             weights=weights,
+            limits=limits,
             identity={
                 "table_sha256": digest,
                 "supernet": supernet_folder(job, supernet_recipe(job)).name,
@@ -208,7 +222,7 @@ def searched(
         )
         for note in result.notes:
             job.listener.note(note)
-        new, table = _measured_finalists(job, plan, result, table, measured, device)
+        new, table = _measured_finalists(job, plan, result, table, measured, device, limits)
         measured += new
         if attempt == SEARCH_ATTEMPTS or any(candidate.kept for candidate in measured):
             return result, measured, table
@@ -229,6 +243,7 @@ def _measured_finalists(
     table: LatencyTable,
     measured: list[Candidate],
     device: "Device",
+    limits: "Sequence[Limit]",
 ) -> tuple[list[Candidate], LatencyTable]:
     """Measures the best candidates that were not measured yet and that the table still believes to be in budget."""
     from hwnas.export import measure_models, onnx_bytes
@@ -256,13 +271,19 @@ def _measured_finalists(
             f"Search again when it is quiet, or measure the table anew: {table.profile_command}"
         )
     found = []
-    for (scored, _, prediction), timing in zip(chosen, timings, strict=True):
-        candidate = candidate_of(scored.architecture, scored.accuracy, prediction, timing, plan.budget_ms)
+    for (scored, _, prediction), timing, model in zip(chosen, timings, models, strict=True):
+        requirements = tuple(
+            Requirement(limit.name, limit.most_mb, limit.needs_mb(scored.architecture), memory_mb(device, model, job))
+            for limit in limits
+            if limit.name == "memory"  # the size holds to the byte: the proof alone looks at the file
+        )
+        candidate = candidate_of(scored.architecture, scored.accuracy, prediction, timing, plan.budget_ms, requirements)
         found.append(candidate)
         if not candidate.kept:
+            further = "".join(f"; {requirement.text}" for requirement in requirements)
             job.listener.note(
                 f"Dropped a candidate of {scored.accuracy:.1%}: it was predicted at {prediction.latency_ms:.3g} ms and "
-                f"measured at {timing.median_ms:.3g} ms; the budget is {plan.budget_ms:g} ms."
+                f"measured at {timing.median_ms:.3g} ms; the budget is {plan.budget_ms:g} ms{further}."
             )
     pairs = [(network, timing) for (_, network, _), timing in zip(chosen, timings, strict=True)]
     return found, table.corrected(pairs)
@@ -274,13 +295,15 @@ def candidate_of(
     prediction: Prediction,
     measurement: Measurement | None = None,
     budget_ms: float = 0.0,
+    requirements: tuple[Requirement, ...] = (),
 ) -> Candidate:
     """A row of the report."""
     row = Candidate(json.loads(architecture.to_json()), accuracy, prediction.latency_ms, prediction.upper_ms)
     if measurement is None:
         return row
     timing = timing_of(measurement)
-    return replace(row, measured=timing, kept=timing.median_ms + timing.spread_ms <= budget_ms)
+    kept = timing.median_ms + timing.spread_ms <= budget_ms and all(r.kept for r in requirements)
+    return replace(row, measured=timing, kept=kept, requirements=requirements)
 
 
 # ---- winner and baselines ------------------------------------------------------------------------------------------
@@ -295,11 +318,12 @@ def proved_winner(
     digest: str,
     supernet: "Supernet",
     device: "Device",
+    limits: "Sequence[Limit]",
 ) -> tuple[Trained, Architecture, Proof]:
-    """Trains the most accurate finalist on, exports it and measures it; the next one if it breaks the budget.
+    """Trains the most accurate finalist on, exports it and measures it; the next one if it breaks budget or limits.
 
     Raises:
-        HwnasError: no architecture that was measured keeps the budget.
+        HwnasError: no architecture that was measured keeps the budget and the limits.
     """
     for candidate in sorted(measured, key=lambda c: -c.accuracy):
         if not candidate.kept:
@@ -307,18 +331,21 @@ def proved_winner(
         architecture = job.space.from_json(json.dumps(candidate.architecture))
         network = replace(lower(job.space, architecture), name="found")
         winner = retrained(job, network, folder, inherited=None if plan.from_scratch else (supernet, architecture))
-        proof = proved(job, winner, architecture, table.predict(network), digest, device, folder / "model.onnx")
-        if proof.measured.median_ms <= plan.budget_ms:
+        output = folder / "model.onnx"
+        proof = proved(job, winner, architecture, table.predict(network), digest, device, output, limits)
+        if proof.measured.median_ms <= plan.budget_ms and all(r.kept for r in proof.requirements):
             return winner, architecture, proof
+        further = "".join(f"; {requirement.text}" for requirement in proof.requirements)
         job.listener.note(
             f"Dropped a finalist after training: the exported model measured {proof.measured.median_ms:.3g} ms; the "
-            f"budget is {plan.budget_ms:g} ms."
+            f"budget is {plan.budget_ms:g} ms{further}."
         )
     least = min((c.measured.median_ms for c in measured if c.measured), default=float("nan"))
+    also = "".join(f" and {limit.most_mb:g} MB of {limit.name}" for limit in limits)
     raise HwnasError(
-        f"None of the {len(measured)} best architectures keeps the budget of {plan.budget_ms:g} ms as measured on "
-        f"{job.device}; the fastest of them took {least:.3g} ms. The latency table may no longer hold, or the machine "
-        f"is busy: measure it anew ({profile_command(job.sources[0], table.conditions)}), or raise the budget."
+        f"None of the {len(measured)} best architectures keeps the budget of {plan.budget_ms:g} ms{also} as measured "
+        f"on {job.device}; the fastest of them took {least:.3g} ms. The latency table may no longer hold, or the "
+        f"machine is busy: measure it anew ({profile_command(job.sources[0], table.conditions)}), or raise the budget."
     )
 
 

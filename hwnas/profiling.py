@@ -24,6 +24,9 @@ from hwnas.latency import (
     matching_table,
     table_path,
 )
+from hwnas.memory_profiling import FITTED as MEMORY_FITTED
+from hwnas.memory_profiling import HELD_OUT as MEMORY_HELD_OUT
+from hwnas.memory_profiling import profile_memory
 from hwnas.network import unit_key
 from hwnas.places import Place, label, network_at, places_of
 from hwnas.space import SearchSpace
@@ -75,7 +78,7 @@ def profile(
         device: where.
         threads, batch, precision: how.
         folder: the folder of latency tables.
-        on_progress: called after each unit and each whole network.
+        on_progress: called after each unit and after each timing and memory of a whole network.
         seed: of weights, inputs, orders and the choice of whole networks.
 
     Raises:
@@ -89,7 +92,7 @@ def profile(
     old = matching_table(path, conditions)
     measured = _entries_to_complete(old, timed) | journal.entries
     todo = [(key, place) for key, place in timed if key not in measured]
-    total = len(timed) + min(FITTED + 2 * HELD_OUT, space.size)
+    total = len(timed) + sum(min(most, space.size) for most in (FITTED + 2 * HELD_OUT, MEMORY_FITTED + MEMORY_HELD_OUT))
     done = len(timed) - len(todo)
     setup = Setup(space, device, threads, batch, precision, seed)
 
@@ -112,11 +115,21 @@ def profile(
     unit_ms = {place: entries[key].latency_ms for key, place in places.items()}
     networks = calibration_networks(setup, unit_ms, lambda: count("whole networks"))
     calibration = calibrate(networks)
+    memory = profile_memory(setup, [network.encoding for network in networks], lambda: count("memory"))
     cautions = cautions_of(Seen(conditions, device.groups, calibration))
     assert device.anchor_ms is not None
     guidelines = old.guidelines if old else ()
     table = LatencyTable(
-        conditions, space.name, journal.started, now(), entries, calibration, device.anchor_ms, cautions, guidelines
+        conditions,
+        space.name,
+        journal.started,
+        now(),
+        entries,
+        calibration,
+        device.anchor_ms,
+        cautions,
+        guidelines,
+        memory,
     )
     table.save(path)
     journal.remove()

@@ -62,11 +62,12 @@ def outcome(result: RunResult) -> str:
     """What came out, in one sentence."""
     proof, budget = result.proof, result.budget_ms
     within = proof.measured.median_ms <= budget
+    further = "".join(f" {requirement.text};" for requirement in proof.requirements)
     ending = f"the budget was {budget:g} ms." if within else f"the budget of {budget:g} ms is broken."
     return (
         f"{result.space} on {result.data} for {result.device} ({result.chip}): "
-        f"{percent_text(result.winner.test_accuracy)} test accuracy in {timing_text(proof.measured)} measured; "
-        f"{ending}"
+        f"{percent_text(result.winner.test_accuracy)} test accuracy in {timing_text(proof.measured)} measured;"
+        f"{further} {ending}"
     )
 
 
@@ -240,6 +241,15 @@ def _promise(result: RunResult) -> str:
         ("Within the budget?", room, _verdict(within, "yes", "no")),
         ("Promise kept?", bound, _verdict(below, "yes", "no")),
     )
+    rows += tuple(
+        (
+            f"{requirement.name.capitalize()} limit",
+            f"at most {requirement.limit_mb:g} MB asked for, {requirement.promised_mb:.4g} MB promised (upper "
+            f"estimate), {requirement.measured_mb:.4g} MB measured",
+            _verdict(requirement.kept, "kept", "broken"),
+        )
+        for requirement in proof.requirements
+    )
     facts = "".join(
         f"<div><dt>{name}</dt><dd>{value}</dd><dd class=soft>{escape(source)}</dd></div>"
         for name, source, value in rows
@@ -333,6 +343,8 @@ def _reason(finalist: Candidate, winner: Candidate, budget_ms: float) -> str:
         return "not measured"
     if finalist.measured.median_ms > budget_ms:
         return _verdict(False, "", f"dropped: measured over {budget_ms:g} ms")
+    if broken := [requirement for requirement in finalist.requirements if not requirement.kept]:
+        return _verdict(False, "", f"dropped: {broken[0].text}")
     if not finalist.kept:
         return _verdict(False, "", f"dropped: with its spread over {budget_ms:g} ms")
     if finalist.accuracy > winner.accuracy:

@@ -19,6 +19,29 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Requirement:
+    """A limit beside the budget, what was promised, and what was measured, in megabytes of 1,000,000 bytes.
+
+    Attributes:
+        name: `memory`, what the model adds to the peak memory of a process, or `size`, that of its file.
+        promised_mb: the upper estimate that the search held to the limit.
+    """
+
+    name: str
+    limit_mb: float
+    promised_mb: float
+    measured_mb: float
+
+    @property
+    def kept(self) -> bool:
+        return self.measured_mb <= self.limit_mb
+
+    @property
+    def text(self) -> str:
+        return f"{self.name} {self.measured_mb:.4g} MB of {self.limit_mb:g} MB (promised {self.promised_mb:.4g} MB)"
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """An architecture that the search scored with inherited weights on the validation split.
 
@@ -27,7 +50,8 @@ class Candidate:
         accuracy: share of the validation images, 0 to 1.
         latency_ms, upper_ms: the table's estimate and its upper bound.
         measured: of the whole network on the device; only finalists have it.
-        kept: whether a measured one was within the budget.
+        kept: whether a measured one was within the budget and the limits.
+        requirements: the limits that were measured too.
     """
 
     architecture: dict[str, Any]
@@ -36,6 +60,7 @@ class Candidate:
     upper_ms: float
     measured: Timing | None = None
     kept: bool | None = None
+    requirements: tuple[Requirement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +77,7 @@ class Proof:
         measured: of the exported file on the device.
         table_sha256: of the latency table's file.
         model_sha256: of the model's file.
+        requirements: of the limits that the search was given beside the budget.
     """
 
     images: int
@@ -64,6 +90,7 @@ class Proof:
     measured: Timing
     table_sha256: str
     model_sha256: str
+    requirements: tuple[Requirement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +170,10 @@ def load_result(folder: Path) -> RunResult:
 
 
 def _timed(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "measured": Timing(**row["measured"]) if row["measured"] else None}
+    parsed = {**row, "measured": Timing(**row["measured"]) if row["measured"] else None}
+    if "requirements" in row:
+        parsed["requirements"] = tuple(Requirement(**requirement) for requirement in row["requirements"])
+    return parsed
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +27,7 @@ from hwnas.errors import HwnasError
 from hwnas.evolution import (
     Code,
     EvolutionSampler,
+    Limit,
     NothingLeftError,
     Weights,
     descend,
@@ -106,6 +107,7 @@ def search(
     sampler: str = "evolution",
     seed: int = 0,
     weights: Weights | None = None,
+    limits: Sequence[Limit] = (),
     identity: Mapping[str, str] | None = None,
     on_trial: Callable[[Scored, int], None] | None = None,
 ) -> SearchResult:
@@ -126,6 +128,7 @@ def search(
         sampler: one of `SAMPLERS`.
         seed: the same seed and study give the same proposals.
         weights: how often the sampler `evolution` draws each value of each place; see `EvolutionSampler`.
+        limits: hard constraints beside the budget.
         identity: what else makes scores comparable, such as the digests of table and supernet.
         on_trial: called after each scored architecture with it and the number scored in the study so far.
 
@@ -133,7 +136,7 @@ def search(
         HwnasError: a setting out of range, a budget that nothing meets, a study of another search, a broken storage.
     """
     check_settings(budget_ms, trials, sampler)
-    slowest_ms = check_budget(space, latency, budget_ms, device, weights)
+    slowest_ms = check_budget(space, latency, budget_ms, device, weights, limits)
     notes: list[str] = []
     if slowest_ms <= budget_ms:
         notes.append(
@@ -142,18 +145,19 @@ def search(
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storage_errors(storage):
-        study = open_study(storage, name, make_sampler(sampler, space, latency, budget_ms, seed, weights))
+        study = open_study(storage, name, make_sampler(sampler, space, latency, budget_ms, seed, weights, limits))
         check_identity(
             study,
             {
                 "space": space.name,
                 "space_sha256": space.digest,
                 "budget_ms": repr(float(budget_ms)),
+                **{f"{limit.name}_limit_mb": repr(float(limit.most_mb)) for limit in limits},
                 **(identity or {}),
             },
         )
         fail_stale_trials(study)
-        worker = _Worker(study, space, accuracy, latency, budget_ms)
+        worker = _Worker(study, space, accuracy, latency, budget_ms, limits)
         wasted = 0
         while (done := len(worker.scored())) < trials:
             if wasted >= PATIENCE:
@@ -220,13 +224,14 @@ def check_budget(
     budget_ms: float,
     device: str,
     weights: Weights | None = None,
+    limits: Sequence[Limit] = (),
 ) -> float:
     """The upper estimate of an architecture over the budget, or of the slowest one if all are within it.
 
     Architectures with values of weight 0 do not count.
 
     Raises:
-        HwnasError: nothing is within the budget; the message says what the fastest needs.
+        HwnasError: nothing is within the budget, or a limit, or all together; the message says what the least needs.
     """
     any_ms = upper_ms_of(space, latency)
     upper_ms = (lambda code: any_ms(lawful(space, weights, code))) if weights else any_ms
@@ -236,10 +241,47 @@ def check_budget(
             f"The fastest architecture of {space.name} needs {least_ms:.3g} ms (upper estimate) on {device}; the "
             f"budget is {budget_ms:g} ms. Raise the budget, or take a smaller space."
         )
+    if limits:
+        check_limits(space, latency, budget_ms, device, weights, limits)
     largest = space.encode(space.largest)
     if upper_ms(largest) > budget_ms:
         return upper_ms(largest)
     return upper_ms(descend(space, lambda code: -upper_ms(code), largest))
+
+
+def check_limits(
+    space: SearchSpace,
+    latency: Callable[[Architecture], Prediction],
+    budget_ms: float,
+    device: str,
+    weights: Weights | None,
+    limits: Sequence[Limit],
+) -> None:
+    """Raises `HwnasError` if nothing meets one of the limits, or nothing meets the budget and all limits together."""
+
+    def legal(code: Code) -> Code:
+        return lawful(space, weights, code) if weights else code
+
+    for limit in limits:
+
+        def need_mb(code: Code, limit: Limit = limit) -> float:
+            return limit.needs_mb(space.decode(legal(code)))
+
+        if not (least_mb := need_mb(fastest(space, need_mb, limit.most_mb))) <= limit.most_mb:
+            raise HwnasError(
+                f"The architecture of {space.name} of least {limit.name} needs {least_mb:.3g} MB on {device}; the "
+                f"limit is {limit.most_mb:g} MB. Raise --{limit.name}-mb, or take a smaller space."
+            )
+    together = upper_ms_of(space, latency, budget_ms, limits)
+    nearest = legal(fastest(space, lambda code: together(legal(code)), budget_ms))
+    if not together(nearest) <= budget_ms:
+        architecture = space.decode(nearest)
+        needs = [f"{latency(architecture).upper_ms:.3g} ms of {budget_ms:g} ms"]
+        needs += [f"{limit.needs_mb(architecture):.3g} MB {limit.name} of {limit.most_mb:g} MB" for limit in limits]
+        raise HwnasError(
+            f"No architecture found in {space.name} meets the budget and the limits together; the nearest needs "
+            f"{', '.join(needs)} (upper estimates on {device}). Raise the one that is exceeded."
+        )
 
 
 def make_sampler(
@@ -249,10 +291,11 @@ def make_sampler(
     budget_ms: float,
     seed: int,
     weights: Weights | None = None,
+    limits: Sequence[Limit] = (),
 ) -> BaseSampler:
     """The sampler of that name; Optuna's read the budget from the constraint that each trial carries."""
     if name == "evolution":
-        return EvolutionSampler(space, latency, budget_ms, seed=seed, weights=weights)
+        return EvolutionSampler(space, latency, budget_ms, seed=seed, weights=weights, limits=limits)
     stock = {"tpe": TPESampler, "nsgaii": NSGAIISampler, "random": RandomSampler}
     return stock[name](seed=seed)
 
@@ -422,6 +465,7 @@ class _Worker:
     accuracy: Callable[[Architecture], float]
     latency: Callable[[Architecture], Prediction]
     budget_ms: float
+    limits: Sequence[Limit]
 
     def scored(self) -> list[FrozenTrial]:
         """The study's scored trials; finished ones over the budget carry no score."""
@@ -454,7 +498,13 @@ class _Worker:
         trial.set_user_attr("latency_ms", prediction.latency_ms)
         trial.set_user_attr("upper_ms", prediction.upper_ms)
         trial.set_constraint("upper_ms_over_budget", prediction.upper_ms - self.budget_ms)
-        if not prediction.upper_ms <= self.budget_ms:
+        kept = prediction.upper_ms <= self.budget_ms
+        for limit in self.limits:
+            need_mb = limit.needs_mb(architecture)
+            trial.set_user_attr(f"{limit.name}_mb", need_mb)
+            trial.set_constraint(f"{limit.name}_mb_over_limit", need_mb - limit.most_mb)
+            kept = kept and need_mb <= limit.most_mb
+        if not kept:
             self.study.tell(trial, -math.inf)
             return None
         if len(self.scored()) >= wanted:

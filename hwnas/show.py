@@ -10,12 +10,15 @@ from hwnas.errors import HwnasError
 from hwnas.experiments import verdicts
 from hwnas.guidelines import GUIDELINES, NetworkSheet, network_sheet
 from hwnas.latency import LatencyTable, load_table
+from hwnas.memory import MEGABYTE, Memory
+from hwnas.model_size import model_bytes
 from hwnas.network import Network, macs, memory_access, parameters
 from hwnas.reference import REFERENCE, reference
 from hwnas.runs import RunResult, load_result
 from hwnas.space import SearchSpace, lower
 from hwnas.space_toml import load_space, shipped_spaces
 from hwnas.stages import load_settings
+from hwnas.working_set import working_bytes
 
 
 def facts_of(what: str) -> dict[str, Any]:
@@ -66,6 +69,9 @@ def network_facts(network: Network) -> dict[str, Any]:
         "macs": macs(network),
         "parameters": parameters(network),
         "memory_access": memory_access(network),
+        "model_bytes": model_bytes(network),
+        "model_bytes_int8": model_bytes(network, precision="int8"),
+        "working_bytes": working_bytes(network),
         "units": len(network.units),
         "operators": len(network.nodes),
         **sheet_facts(network_sheet(network)),
@@ -124,6 +130,7 @@ def run_facts(result: RunResult) -> dict[str, Any]:
         "upper_ms": proof.upper_ms,
         "measured_ms": proof.measured.median_ms,
         "measured_spread_ms": proof.measured.spread_ms,
+        **{requirement.name: requirement.text for requirement in proof.requirements},
         "validation_accuracy": winner.validation_accuracy,
         "test_accuracy": winner.test_accuracy,
         "macs": winner.macs,
@@ -153,6 +160,7 @@ def table_facts(table: LatencyTable) -> dict[str, Any]:
         "fastest_unit_ms": min(entries),
         "slowest_unit_ms": max(entries),
         **check_facts(calibration, calibration.cross_coverage),
+        "memory": memory_facts(table.memory) if table.memory else f"not measured; {table.profile_command} measures it",
         "cautions": texts_of(table.cautions),
         "guidelines": verdicts(table.guidelines)
         if table.guidelines
@@ -176,6 +184,18 @@ def check_facts(calibration: Calibration, coverage: float) -> dict[str, Any]:
     }
 
 
+def memory_facts(memory: Memory) -> list[str]:
+    """How far predictions of peak memory lie from networks that they were not fitted on."""
+    measured = [network.measured_bytes / MEGABYTE for network in memory.networks]
+    return [
+        f"{memory.intercept_bytes / MEGABYTE:.3g} MB + {memory.per_model_byte:.3g} x the file + "
+        f"{memory.per_working_byte:.3g} x what is worked on at a time",
+        f"mean absolute error {memory.mean_absolute_error:.2%} of {len(memory.relative_errors)} other networks; "
+        f"upper bound {memory.upper_ratio:.1%} above",
+        f"measured: {len(measured)} networks of {min(measured):.3g} to {max(measured):.3g} MB",
+    ]
+
+
 def model_facts(path: Path) -> dict[str, Any]:
     """The metadata, inputs and operators of an ONNX file. The model is read, not run."""
     import onnx
@@ -196,6 +216,7 @@ def model_facts(path: Path) -> dict[str, Any]:
         "model": str(path),
         "inputs": [_tensor_text(value) for value in model.graph.input],
         "outputs": [_tensor_text(value) for value in model.graph.output],
+        "model_bytes": path.stat().st_size,
         "operators": operator_counts(path.read_bytes()),
         "sha256": file_digest(path),
         **metadata,

@@ -9,21 +9,23 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import HwnasError
 from hwnas.latency import LatencyTable, Measurement, Prediction, load_table, table_path
+from hwnas.memory import MEGABYTE
 from hwnas.network import Network
-from hwnas.runs import Proof, Timing, write_bytes, write_text
+from hwnas.runs import Proof, Requirement, Timing, write_bytes, write_text
 from hwnas.space import Architecture, SearchSpace
 from hwnas.space_toml import load_space
 
 if TYPE_CHECKING:
     from hwnas.data import DataSet
     from hwnas.devices import Device
+    from hwnas.evolution import Limit
     from hwnas.jax_network import FixedNetwork
     from hwnas.supernet import Supernet
     from hwnas.training import Progress, Recipe, Scorer
@@ -352,8 +354,22 @@ def model_of(trained: Trained, job: Job, facts: dict[str, Any]) -> bytes:
     """The ONNX file of a trained network, with facts in its metadata."""
     from hwnas.export import network_input, network_weights, onnx_bytes
 
+    weights = network_weights(trained.model, trained.statistics)
+    sample = next(job.data.train.batches(min(RANGE_IMAGES, len(job.data.train)), seed=0)).images
+    return onnx_bytes(
+        trained.network,
+        weights,
+        batch=job.batch,
+        precision=job.precision,
+        metadata=metadata_of(job, facts),
+        images=network_input(sample, job.data),
+    )
+
+
+def metadata_of(job: Job, facts: dict[str, Any]) -> dict[str, str]:
+    """What the metadata of a job's model says, further facts included."""
     side = job.space.input_size
-    facts = {
+    return {
         "hwnas": "1",
         "space": job.space.name,
         "data": job.data.name,
@@ -362,16 +378,39 @@ def model_of(trained: Trained, job: Job, facts: dict[str, Any]) -> bytes:
         "mean": json.dumps(job.data.mean),
         "std": json.dumps(job.data.std),
     } | {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
-    weights = network_weights(trained.model, trained.statistics)
-    sample = next(job.data.train.batches(min(RANGE_IMAGES, len(job.data.train)), seed=0)).images
-    return onnx_bytes(
-        trained.network,
-        weights,
-        batch=job.batch,
-        precision=job.precision,
-        metadata=facts,
-        images=network_input(sample, job.data),
-    )
+
+
+def memory_mb(device: "Device", model: bytes, job: Job) -> float:
+    """What a model adds to the peak memory of a process, measured now."""
+    from hwnas.devices import Timing as Protocol
+
+    ((_, found),) = device.peak_memory([model], Protocol(threads=job.threads, seed=job.seed))
+    return found / MEGABYTE
+
+
+def proof_facts(
+    job: Job,
+    architecture: Architecture,
+    prediction: Prediction,
+    timing: Timing,
+    validation_accuracy: float,
+    table_digest: str,
+    memory: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """The facts that go into the metadata of a proved model; `memory` is promised and measured, in MB."""
+    facts: dict[str, Any] = {
+        "architecture": architecture.to_json(),
+        "device": job.device,
+        "threads": job.threads,
+        "precision": job.precision,
+        "predicted_ms": prediction.latency_ms,
+        "upper_ms": prediction.upper_ms,
+        "measured_ms": timing.median_ms,
+        "measured_spread_ms": timing.spread_ms,
+        "validation_accuracy": validation_accuracy,
+        "table_sha256": table_digest,
+    }
+    return facts | (dict(zip(("memory_promised_mb", "memory_measured_mb"), memory, strict=True)) if memory else {})
 
 
 def proved(
@@ -382,25 +421,20 @@ def proved(
     table_digest: str,
     device: "Device",
     output: Path,
+    limits: "Sequence[Limit]" = (),
 ) -> Proof:
-    """Exports a trained network to `output` and checks what was promised of it."""
+    """Exports a trained network to `output` and checks what was promised of it, limits beside the budget included."""
     from hwnas.export import agreement, file_digest, measure_models, operator_counts, opset
 
     job.listener.stage(f"Proving {output.name}")
-    timing = timing_of(measure_models(device, [model_of(trained, job, {})], threads=job.threads)[0])
-    facts = {
-        "architecture": architecture.to_json(),
-        "device": job.device,
-        "threads": job.threads,
-        "precision": job.precision,
-        "predicted_ms": prediction.latency_ms,
-        "upper_ms": prediction.upper_ms,
-        "measured_ms": timing.median_ms,
-        "measured_spread_ms": timing.spread_ms,
-        "validation_accuracy": trained.validation_accuracy,
-        "table_sha256": table_digest,
-    }
-    model = model_of(trained, job, facts)
+    bare = model_of(trained, job, {})
+    timing = timing_of(measure_models(device, [bare], threads=job.threads)[0])
+    promised_mb = {limit.name: limit.needs_mb(architecture) for limit in limits}
+    measured_mb = {"memory": memory_mb(device, bare, job)} if "memory" in promised_mb else {}
+    memory = (promised_mb["memory"], measured_mb["memory"]) if measured_mb else None
+    accuracy = trained.validation_accuracy
+    model = model_of(trained, job, proof_facts(job, architecture, prediction, timing, accuracy, table_digest, memory))
+    measured_mb["size"] = len(model) / MEGABYTE
     images, share, largest = agreement(model, trained.scorer, trained.statistics, job.data, batch=job.batch)
     write_bytes(output, model)
     return Proof(
@@ -414,4 +448,5 @@ def proved(
         measured=timing,
         table_sha256=table_digest,
         model_sha256=file_digest(output),
+        requirements=tuple(Requirement(x.name, x.most_mb, promised_mb[x.name], measured_mb[x.name]) for x in limits),
     )

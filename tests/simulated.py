@@ -24,6 +24,7 @@ FACTS = {
 }  # fmt: skip
 
 FULL_MEGAHERTZ = 3000.0
+BASE_BYTES, BYTES_A_BYTE = 18_000_000, 3.0
 CHANNELS_LAST = {"Concat", "Split", "Gather", "Flatten", "Gemm"}
 """Operators that take and make plain tensors; all others work on blocks of channels, as on x86-64."""
 
@@ -161,6 +162,10 @@ class SimulatedMachine(measure.Machine):
             self._known_ms[content] = self.costs.model_ms(content)
         return self._known_ms[content]
 
+    def memory_bytes(self, file_bytes: int) -> int:
+        """What a model of so many bytes adds to a process's peak: a truth with a deviation of the session's noise."""
+        return round((BASE_BYTES + BYTES_A_BYTE * file_bytes) * (1 + self._rng.gauss(0, 1) * self.session_noise))
+
     # ---- what `measure` asks for ---------------------------------------------------------------------------------
 
     def clock(self) -> int:
@@ -242,6 +247,12 @@ class SimulatedDevice(Device):
         self._answers: queue.Queue[str] = queue.Queue()
         if "conditions" in request:
             self._answers.put(json.dumps({"conditions": FACTS}))
+            return
+        if "memory" in request:
+            for index, path in enumerate(request["memory"]):
+                found = self.machine.memory_bytes(len(Path(path).read_bytes()))
+                self._answers.put(json.dumps({"model": index, "memory_bytes": found}))
+            self._answers.put(json.dumps({"done": len(request["memory"])}))
             return
         self.requests.append(request)
         try:

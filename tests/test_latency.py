@@ -13,6 +13,7 @@ from hwnas.errors import HwnasError
 from hwnas.experiments import GuidelineTiming, all_cases
 from hwnas.latency import ComposedEntry, Conditions, Entry, LatencyTable, composed_entry, load_table, table_path
 from hwnas.line import Line
+from hwnas.memory import Memory, MemoryNetwork
 from hwnas.network import macs, parameters, unit_key
 from hwnas.places import extreme_architecture, label, network_at, places_of, places_of_architecture
 from hwnas.space import lower
@@ -369,3 +370,41 @@ def test_the_table_of_another_device_is_refused_naming_the_field_and_both_values
 
 def test_a_newer_kernel_or_another_load_is_the_same_device(space):
     small_table(space).check_device(replace(CONDITIONS, system="Linux 7", load_average=3.0, governor="powersave"))
+
+
+MEMORY = Memory(
+    1.8e7,
+    2.9,
+    1.5,
+    0.07,
+    (
+        MemoryNetwork((0, 1), 900_000, 40_000, (21_000_000,), False),
+        MemoryNetwork((1, 1), 1_900_000, 50_000, (24_000_000, 24_100_000), True),
+    ),
+)
+
+
+def test_memory_comes_back_from_the_file_and_a_table_without_it_has_none(space, tmp_path):
+    table = small_table(space, memory=MEMORY)
+    table.save(tmp_path / "table.json")
+    assert load_table(tmp_path / "table.json") == table
+    small_table(space).save(tmp_path / "without.json")
+    assert load_table(tmp_path / "without.json").memory is None
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (("21000000", "-21000000"), "a sample is -21000000 bytes"),
+        (("[21000000]", "[]"), "no samples of memory"),
+        (('"model_bytes": 900000', '"model_bytes": 0'), "model_bytes is 0 bytes"),
+        (('"per_model_byte": 2.9', '"per_model_byte": "2.9"'), "per_model_byte is '2.9'"),
+        (('"per_working_byte": 1.5, ', ""), "'per_working_byte' is missing"),
+    ],
+)
+def test_memory_that_no_measurement_gives_is_refused(space, tmp_path, broken, message):
+    text = small_table(space, memory=MEMORY).to_json()
+    assert broken[0] in text
+    (tmp_path / "table.json").write_text(text.replace(*broken, 1))
+    with pytest.raises(HwnasError, match=message):
+        load_table(tmp_path / "table.json")

@@ -21,9 +21,11 @@ from conftest import Home
 
 import hwnas
 from hwnas.errors import HwnasError
-from hwnas.latency import load_table
-from hwnas.pipeline import Plan, find, run_folder
-from hwnas.runs import load_result
+from hwnas.latency import Measurement, Prediction, load_table
+from hwnas.limits import limits_of
+from hwnas.pipeline import Plan, candidate_of, find, run_folder
+from hwnas.runs import Requirement, load_result
+from hwnas.show import facts_of
 from hwnas.single import retrain_architecture
 from hwnas.space_toml import load_space
 from hwnas.stages import Job, Listener, load_settings, make_job
@@ -210,6 +212,59 @@ def test_a_budget_that_binds_is_kept_as_measured_or_the_failure_is_said(
     assert result.proof.measured.median_ms <= budget_ms
     assert all(candidate.upper_ms <= budget_ms for candidate in result.scored)
     assert folder == run_folder(job, Plan(budget_ms))
+
+
+def test_limits_on_memory_and_size_are_kept_and_the_proof_says_so(here: Home, found: dict[str, Any], tmp_path: Path):
+    job, table = tiny_job(here, copied_runs(here, tmp_path)), load_table(here.table)
+    ends = limits_of(job, table, table.digest, 1.0, 1.0)
+    least, most = ([limit.needs_mb(a) for limit in ends] for a in (job.space.smallest, job.space.largest))
+    memory_mb, size_mb = (
+        most[0] * 1.3,
+        (least[1] + most[1]) / 2,
+    )  # how much memory is given back differs from time to time
+    plan = Plan(1000, trials=4, memory_mb=memory_mb, size_mb=size_mb)
+    folder, result = find(job, plan)
+    memory, size = result.proof.requirements
+    assert (memory.name, memory.limit_mb, size.name, size.limit_mb) == ("memory", memory_mb, "size", size_mb)
+    file_bytes = (folder / "model.onnx").stat().st_size
+    assert size.measured_mb == file_bytes / 1e6
+    assert 0 <= size.promised_mb * 1e6 - file_bytes < 100
+    assert size.promised_mb <= size_mb
+    assert 0 < memory.measured_mb <= memory_mb
+    sizes = [ends[1].needs_mb(job.space.from_json(json.dumps(c.architecture))) for c in result.scored]
+    assert max(sizes) <= size_mb < most[1]
+    assert all([r.name for r in candidate.requirements] == ["memory"] for candidate in result.finalists)
+    metadata = {entry.key: entry.value for entry in onnx.load_model(str(folder / "model.onnx")).metadata_props}
+    assert float(metadata["memory_measured_mb"]) == memory.measured_mb
+    assert f"{size.measured_mb:.4g} MB measured" in (folder / "report.html").read_text()
+    assert facts_of(str(folder))["size"] == size.text
+    assert size.text in hwnas.outcome(result)
+    assert folder == run_folder(job, plan) != run_folder(job, Plan(1000, trials=4))
+
+
+def test_limits_that_cannot_be_are_refused_before_anything_is_trained(
+    here: Home, found: dict[str, Any], tmp_path: Path
+):
+    job = tiny_job(here, tmp_path / "runs")
+    with pytest.raises(HwnasError, match=r"--size-mb is a number of megabytes above 0\. It is -1"):
+        find(job, Plan(1000, size_mb=-1))
+    with pytest.raises(HwnasError, match=r"architecture of tiny of least size needs .* MB .*--size-mb"):
+        find(job, Plan(1000, size_mb=0.001))
+    tables = tmp_path / "tables"
+    replace(load_table(here.table), memory=None).save(tables / "cpu" / here.table.name)
+    with pytest.raises(HwnasError, match=r"--memory-mb needs to know .* Measure: hwnas profile --device cpu --space"):
+        find(replace(job, tables=tables), Plan(1000, memory_mb=50))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finalist_that_breaks_a_limit_as_measured_is_dropped():
+    architecture = load_space("shufflenet-tiny").smallest
+    timing, prediction = Measurement((0.5, 0.5)), Prediction(0.5, 0.6)
+    broken, kept = (
+        candidate_of(architecture, 0.9, prediction, timing, 1.0, (Requirement("memory", 20.0, 19.0, measured),))
+        for measured in (20.1, 19.9)
+    )
+    assert (broken.kept, kept.kept) == (False, True)
 
 
 def test_a_learning_rate_that_diverges_is_said_with_what_to_do(here: Home, found: dict[str, Any], tmp_path: Path):

@@ -18,6 +18,9 @@ from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, GuidelineTiming, cases
 from hwnas.journal import Journal
 from hwnas.latency import ComposedEntry, Entry, Measurement, load_table, parse_entry
+from hwnas.memory_profiling import FITTED as MEMORY_FITTED
+from hwnas.memory_profiling import HELD_OUT as MEMORY_HELD_OUT
+from hwnas.model_size import model_bytes
 from hwnas.network import unit_key
 from hwnas.places import network_at, places_of, places_of_architecture
 from hwnas.profiling import Group, entry_of, pace_of, profile
@@ -92,12 +95,25 @@ def test_a_profile_covers_the_space_and_writes_its_table(space, finished):
     places = {unit_key(network_at(space, [place]).units[0]): place for place in places_of(space)}
     assert timed == {key for key, place in places.items() if place.choice is None or is_timed(space, place.choice)}
     assert len(timed) < len(keys)
-    total = len(timed) + FITTED + 2 * HELD_OUT
+    total = len(timed) + FITTED + 2 * HELD_OUT + MEMORY_FITTED + MEMORY_HELD_OUT
     assert [done for done, _, _ in calls] == list(range(1, len(calls) + 1))
     assert len(timed) < len(calls) <= total
     assert {total for _, total, _ in calls} == {total}
     assert calls[0][2] == "stem 16x16 3->16"
     assert table.anchor_ms > 0
+
+
+def test_a_profile_measures_and_predicts_the_memory_of_some_whole_networks(space, finished):
+    table = finished[0]
+    memory = table.memory
+    assert memory is not None
+    assert len(memory.networks) == MEMORY_FITTED + MEMORY_HELD_OUT
+    assert len(memory.relative_errors) == MEMORY_HELD_OUT
+    assert {n.encoding for n in memory.networks} <= {n.encoding for n in table.calibration.networks}
+    assert memory.mean_absolute_error < 0.1
+    for architecture in (space.smallest, space.largest):
+        network = lower(space, architecture)
+        assert model_bytes(network) < memory.upper_bytes(network, 1, "fp32") < 1e9
 
 
 def test_a_composed_entry_is_made_of_the_timed_ones_of_its_place(space, finished):
@@ -221,7 +237,7 @@ def test_a_table_that_lacks_units_of_the_space_is_completed(cpu, finished):
     calls = []
     completed = profile(wider, cpu, folder=folder, on_progress=lambda *call: calls.append(call))
     heads = [what for _, _, what in calls if what.startswith("head")]
-    assert 2 + 80 < len(calls) <= 2 + FITTED + 2 * HELD_OUT
+    assert 2 + 80 < len(calls) <= 2 + FITTED + 2 * HELD_OUT + MEMORY_FITTED + MEMORY_HELD_OUT
     assert len(heads) == 2
     timed = {key: entry for key, entry in table.entries.items() if isinstance(entry, Entry)}
     assert timed.items() <= completed.entries.items()

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from hwnas.errors import HwnasError
-from hwnas.runs import Candidate, Compared, Proof, RunResult, Timing, load_result, write_bytes, write_text
+from hwnas.runs import Candidate, Compared, Proof, Requirement, RunResult, Timing, load_result, write_bytes, write_text
 
 TIMING = Timing(0.9, 0.01, 50)
+TOO_BIG = Requirement("memory", 20.0, 19.5, 21.0)
 
 
 def result() -> RunResult:
@@ -29,9 +30,14 @@ def result() -> RunResult:
         binds=True,
         fastest_ms=0.1,
         scored=(scored, replace(scored, accuracy=0.4)),
-        finalists=(replace(scored, measured=TIMING, kept=True), replace(scored, measured=TIMING, kept=False)),
+        finalists=(
+            replace(scored, measured=TIMING, kept=True),
+            replace(scored, measured=TIMING, kept=False, requirements=(TOO_BIG,)),
+        ),
         winner=winner,
-        proof=Proof(1024, 1.0, 1e-6, {"Conv": 3}, 17, 0.8, 0.85, TIMING, "a", "b"),
+        proof=Proof(
+            1024, 1.0, 1e-6, {"Conv": 3}, 17, 0.8, 0.85, TIMING, "a", "b", (Requirement("size", 2.0, 1.9, 1.9),)
+        ),
         baselines=(replace(winner, name="baseline"),),
         seconds={"search": 1.5},
     )
@@ -40,6 +46,12 @@ def result() -> RunResult:
 def test_a_result_comes_back_equal(tmp_path: Path):
     result().save(tmp_path)
     assert load_result(tmp_path) == result()
+
+
+def test_a_requirement_is_kept_up_to_its_limit():
+    assert not TOO_BIG.kept
+    assert replace(TOO_BIG, measured_mb=20.0).kept
+    assert TOO_BIG.text == "memory 21 MB of 20 MB (promised 19.5 MB)"
 
 
 def test_a_result_without_baselines_comes_back_equal(tmp_path: Path):

@@ -21,6 +21,7 @@ from hwnas import search as search_module
 from hwnas.errors import HwnasError
 from hwnas.evolution import (
     EvolutionSampler,
+    Limit,
     NothingLeftError,
     distributions,
     neighbours,
@@ -104,6 +105,15 @@ def codes_of(result) -> list[tuple[int, ...]]:
     return [SMALL.encode(one.architecture) for one in result.scored]
 
 
+def kernels_mb(architecture: Architecture) -> float:
+    """Made up: a megabyte for each row of each kernel, and squeeze-excite costs nothing."""
+    return float(sum(unit.kernel for stage in architecture.stages for unit in stage.units))
+
+
+def channels_mb(architecture: Architecture) -> float:
+    return float(sum(stage.width for stage in architecture.stages))
+
+
 # ---- the sampler ---------------------------------------------------------------------------------------------------
 
 
@@ -124,6 +134,30 @@ def test_the_sampler_never_repeats_and_never_leaves_the_budget(budget_ms: float)
     assert len(set(codes)) == 50
     assert all(TINY.canonical(code) == code for code in codes)
     assert all(latency(TINY.decode(code)).upper_ms <= budget_ms for code in codes)
+
+
+def test_what_the_sampler_proposes_meets_every_limit_and_uses_most_of_the_scarcest():
+    sampler = EvolutionSampler(
+        TINY, latency, 3.0, limits=(Limit("memory", 40.0, kernels_mb), Limit("size", 500.0, channels_mb))
+    )
+    accuracy, scored = made_up_accuracy(TINY, 1), []
+    for number in range(40):
+        code = sampler.propose(scored, {code for code, _ in scored}, random.Random(number))
+        scored.append((code, accuracy(TINY.decode(code))))
+    found = [TINY.decode(code) for code, _ in scored]
+    assert len({code for code, _ in scored}) == 40
+    assert all(kernels_mb(architecture) <= 40 and channels_mb(architecture) <= 500 for architecture in found)
+    assert all(latency(architecture).upper_ms <= 3 for architecture in found)
+    assert any(kernels_mb(a) > 34 or channels_mb(a) > 430 for a in found)
+    free = [TINY.decode(code) for code, _ in evolve(TINY, accuracy, 3.0, 40)]
+    assert any(kernels_mb(architecture) > 40 for architecture in free)
+
+
+def test_without_limits_the_load_of_an_architecture_is_its_upper_estimate():
+    code = TINY.encode(TINY.largest)
+    assert upper_ms_of(TINY, latency, 3.0)(code) == latency(TINY.largest).upper_ms
+    limit = Limit("memory", kernels_mb(TINY.largest) / 2, kernels_mb)
+    assert upper_ms_of(TINY, latency, 30.0, (limit,))(code) == pytest.approx(60.0)
 
 
 def test_every_place_of_the_encoding_can_change():
@@ -328,6 +362,39 @@ def test_a_stock_sampler_scores_only_what_is_new_and_within_the_budget(tmp_path:
         original = study.trials[trial.user_attrs["repeats"]]
         assert proposed_code(SMALL, original.params) == proposed_code(SMALL, trial.params)
         assert trial.state == optuna.trial.TrialState.FAIL
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_scores_only_what_meets_the_limits(tmp_path: Path, sampler: str):
+    limits = (Limit("memory", 5.0, kernels_mb),)
+    result = run_search(tmp_path / "study.db", 6, sampler=sampler, limits=limits, budget_ms=9.0)
+    assert {kernels_mb(one.architecture) for one in result.scored} <= {3.0, 5.0}
+    study = open_study(tmp_path / "study.db", "study", optuna.samplers.RandomSampler())
+    told = [trial for trial in study.get_trials() if "memory_mb" in trial.user_attrs]
+    for trial in told:
+        assert trial.constraints["memory_mb_over_limit"] == trial.user_attrs["memory_mb"] - 5.0
+    broken = [trial for trial in told if trial.user_attrs["memory_mb"] > 5]
+    assert all(trial.value == -math.inf for trial in broken)
+    assert bool(broken) == (sampler != "evolution")
+
+
+def test_limits_that_nothing_meets_are_refused_with_what_the_least_needs(tmp_path: Path):
+    with pytest.raises(
+        HwnasError, match=r"least memory needs 3 MB on a test; the limit is 2\.9 MB\. Raise --memory-mb"
+    ):
+        run_search(tmp_path / "study.db", limits=(Limit("memory", 2.9, kernels_mb),))
+    against = Limit("size", 4.0, lambda architecture: 10.0 - kernels_mb(architecture))
+    with pytest.raises(
+        HwnasError, match=r"meets the budget and the limits together; the nearest needs .* memory of 5 MB"
+    ):
+        run_search(tmp_path / "study.db", budget_ms=9.0, limits=(Limit("memory", 5.0, kernels_mb), against))
+    assert not (tmp_path / "study.db").exists()
+
+
+def test_a_study_with_another_limit_is_another_search(tmp_path: Path):
+    run_search(tmp_path / "study.db", 3, limits=(Limit("memory", 5.0, kernels_mb),))
+    with pytest.raises(HwnasError, match=r"memory_limit_mb was 5\.0, is 7\.0"):
+        run_search(tmp_path / "study.db", 3, limits=(Limit("memory", 7.0, kernels_mb),))
 
 
 def test_a_sampler_that_finds_nothing_new_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

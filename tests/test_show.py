@@ -92,6 +92,9 @@ def test_a_table_is_shown_with_its_conditions_errors_and_digest(home: Home, foun
     facts, table = facts_of(str(home.table)), load_table(home.table)
     assert facts["space"] == "tiny"
     assert facts["entries"] == len(table.entries)
+    assert facts["memory"][1].startswith("mean absolute error ")
+    replace(table, memory=None).save(home.folder / "without.json")
+    assert facts_of(str(home.folder / "without.json"))["memory"].startswith("not measured; hwnas profile --device cpu")
     assert table.conditions.chip in facts["device"]
     assert 0 < facts["fastest_unit_ms"] < facts["slowest_unit_ms"]
     assert facts["sha256"] == found["proof"]["table_sha256"]
