@@ -33,6 +33,10 @@ class DeviceError(HwnasError):
     """A device that died, stopped answering, or could not run a model."""
 
 
+class MemoryNotShownError(DeviceError):
+    """A device whose system does not tell the peak memory of a process."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """How a group of models is timed; docs/measuring.md gives the reasons.
@@ -223,13 +227,16 @@ class Device:
             The index of a model and bytes.
 
         Raises:
-            DeviceError: the device died or hung, a model does not run, or the system does not show peak memory.
+            DeviceError: the device died or hung, or a model does not run.
+            MemoryNotShownError: the system does not tell the peak memory of a process.
         """
         with tempfile.TemporaryDirectory(prefix="hwnas-models-") as folder:
             paths = [_as_file(model, Path(folder) / f"{index}.onnx") for index, model in enumerate(models)]
             self._send({"memory": list(map(str, paths)), "threads": timing.threads, "seed": timing.seed})
             self._busy = True
             while "done" not in (answer := self._receive(timing.timeout_s)):
+                if "not_shown" in answer:
+                    raise MemoryNotShownError(f"{self.name} does not show the peak memory of a process.")
                 if "error" in answer:
                     name, error = paths[answer["model"]].name, " ".join(answer["error"].split()).rstrip(".")
                     raise DeviceError(f"The memory of {name} cannot be measured on {self.name}: {error}.")

@@ -381,6 +381,7 @@ def measure_memory(request, answer):
 
         {"model": 0, "memory_bytes": 21500000}
         {"model": 1, "error": "..."}
+        {"model": 1, "not_shown": true}      the system does not tell the peak memory of a process
         {"done": 2}
     """
     for index, path in enumerate(request["memory"]):
@@ -393,11 +394,16 @@ def measure_memory(request, answer):
     answer({"done": len(request["memory"])})
 
 
+STATUS = "/proc/self/status"
+
+
 def memory_here(request):
     """How far the peak of this process's resident memory, after a session was made and run, lies above what was there.
 
     What was there is Python, numpy and the loaded runtime, which another program would have otherwise or not at all.
     """
+    if not os.path.exists(STATUS):
+        return {"not_shown": True}
     with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
         file.write("5")  # the peak counts from now on: that of the imports is no part of the model
     before = resident_bytes("VmRSS")
@@ -409,11 +415,8 @@ def memory_here(request):
 
 def resident_bytes(name):
     """Resident memory of this process: now (`VmRSS`) or at its peak (`VmHWM`)."""
-    with open("/proc/self/status", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) << 10
-    raise ValueError(f"the system does not show {name} of a process")
+    with open(STATUS, encoding="utf-8") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(f"{name}:"))
 
 
 # ---- the machine -------------------------------------------------------------------------------------------------

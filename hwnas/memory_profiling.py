@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable
 
+from hwnas.devices import MemoryNotShownError
 from hwnas.memory import Memory, MemoryNetwork, fit_memory
 from hwnas.model_size import model_bytes
 from hwnas.network import Network
@@ -14,8 +15,10 @@ FITTED, HELD_OUT = 10, 20
 """Each costs about a third of a second; nineteen held out are the fewest that give a bound of 95 %."""
 
 
-def profile_memory(setup: Setup, codes: Iterable[Code], on_network: Callable[[], None] = lambda: None) -> Memory:
+def profile_memory(setup: Setup, codes: Iterable[Code], on_network: Callable[[], None] = lambda: None) -> Memory | None:
     """Measures some networks, evenly spread over the sizes of their files, the smallest and the largest included.
+
+    `None` where the system does not tell the peak memory of a process.
 
     Args:
         setup: where and how.
@@ -33,7 +36,10 @@ def profile_memory(setup: Setup, codes: Iterable[Code], on_network: Callable[[],
     held_out = set(random.Random(setup.seed).sample(inner, count))
     measured = []
     for code in chosen:  # one by one: a model is built, measured and forgotten
-        ((_, memory_bytes),) = setup.device.peak_memory([setup.model(networks[code])], setup.timing(TIMING))
+        try:
+            ((_, memory_bytes),) = setup.device.peak_memory([setup.model(networks[code])], setup.timing(TIMING))
+        except MemoryNotShownError:
+            return None
         working = working_bytes(networks[code], batch=setup.batch, precision=setup.precision)
         measured.append(MemoryNetwork(code, int(size(networks[code])), working, (memory_bytes,), code in held_out))
         on_network()

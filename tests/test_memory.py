@@ -12,7 +12,7 @@ import pytest
 from simulated import BASE_BYTES, BYTES_A_BYTE, SimulatedDevice, SimulatedMachine
 
 from hwnas import measure
-from hwnas.devices import DeviceError, Timing, device
+from hwnas.devices import Device, DeviceError, Timing, device
 from hwnas.memory import MemoryNetwork, fit_memory
 from hwnas.memory_profiling import FITTED, HELD_OUT, profile_memory
 from hwnas.model_size import model_bytes
@@ -172,6 +172,15 @@ def test_a_model_that_does_not_load_is_named_and_the_device_goes_on():
         with pytest.raises(DeviceError, match=r"The memory of 0\.onnx cannot be measured on cpu: .*"):
             dict(cpu.peak_memory([b"no model"]))
         assert dict(cpu.peak_memory([good]))[0] > 0
+
+
+def test_a_system_that_does_not_tell_the_memory_of_a_process_gets_a_table_without_it(tmp_path: Path):
+    program = Path(measure.__file__).read_text()
+    (tmp_path / "measure.py").write_text(program.replace('"/proc/self/status"', '"/proc/self/nothing"'))
+    with Device("cpu", (sys.executable, str(tmp_path / "measure.py"))) as silent:
+        setup = Setup(TINY, silent, 1, 1, "fp32", 0)
+        codes = [TINY.encode(TINY.smallest), TINY.encode(TINY.largest)]
+        assert profile_memory(setup, codes) is None
 
 
 def test_a_model_that_hangs_while_its_memory_is_measured_leaves_no_process_behind(tmp_path: Path):
