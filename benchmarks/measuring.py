@@ -206,8 +206,6 @@ def left_out_error(networks: Sequence[WholeNetwork]) -> float:
     errors = []
     for index, network in enumerate(networks):
         others = [*networks[:index], *networks[index + 1 :]]
-        line = fit_line(
-            [n.sum_ms for n in others], [n.parameters for n in others], [n.measured.median_ms for n in others]
-        )
-        errors.append(abs(network.measured.median_ms / line.latency_ms(network.sum_ms, network.parameters) - 1))
+        line = fit_line([n.sum_ms for n in others], [n.parameters for n in others], [n.latency_ms for n in others])
+        errors.append(abs(network.latency_ms / line.latency_ms(network.sum_ms, network.parameters) - 1))
     return statistics.fmean(errors)

@@ -190,7 +190,7 @@ class LatencyTable:
         if not new:
             return self
         old = self.calibration
-        factor = statistics.median(n.measured.median_ms / old.line.latency_ms(n.sum_ms, n.parameters) for n in new)
+        factor = statistics.median(n.latency_ms / old.line.latency_ms(n.sum_ms, n.parameters) for n in new)
         moved = replace(old, line=old.line.scaled(float(factor)), networks=(*old.networks, *new))
         return replace(self, calibration=replace(moved, upper_ratio=upper_ratio_of(moved.relative_errors)))
 

@@ -30,7 +30,7 @@ from hwnas.memory_profiling import profile_memory
 from hwnas.network import unit_key
 from hwnas.places import Place, label, network_at, places_of
 from hwnas.space import SearchSpace
-from hwnas.whole_networks import FITTED, HELD_OUT, ProgressCallback, Setup, calibration_networks, significant
+from hwnas.whole_networks import FITTED, HELD_OUT, TIMINGS, ProgressCallback, Setup, calibration_networks, significant
 
 TIMING = Timing(sample_ms=1.5, least_runs=5)
 
@@ -92,7 +92,7 @@ def profile(
     old = matching_table(path, conditions)
     measured = _entries_to_complete(old, timed) | journal.entries
     todo = [(key, place) for key, place in timed if key not in measured]
-    total = len(timed) + sum(min(most, space.size) for most in (FITTED + 2 * HELD_OUT, MEMORY_FITTED + MEMORY_HELD_OUT))
+    total = len(timed) + TIMINGS * min(FITTED + HELD_OUT, space.size) + min(MEMORY_FITTED + MEMORY_HELD_OUT, space.size)
     done = len(timed) - len(todo)
     setup = Setup(space, device, threads, batch, precision, seed)
 

@@ -21,8 +21,11 @@ from hwnas.space import SearchSpace, lower
 TIMING = Timing(tolerance=0.03, sample_ms=3.0, least_runs=4)
 """A sample of several milliseconds holds some undisturbed runs, even on a busy machine."""
 
-FITTED, HELD_OUT = 40, 40
+FITTED, HELD_OUT = 30, 30
 """Whole networks that the line is fitted on, and others that tell its error and its upper bound."""
+
+TIMINGS = 2
+"""How often each is timed, all of them once before any is timed again."""
 
 CHECKED = 60
 """Whole networks of a later check."""
@@ -63,7 +66,7 @@ class Setup:
 def calibration_networks(
     setup: Setup, unit_ms: Mapping[Place, float], on_network: Callable[[], None] = lambda: None
 ) -> list[WholeNetwork]:
-    """Networks of the whole range of latencies, measured; those that are held out twice.
+    """Networks of the whole range of latencies, measured twice.
 
     The fastest and the slowest are among the fitted ones, since a line is surest between its ends.
     """
@@ -120,16 +123,16 @@ def check_table(
 def measured_networks(
     setup: Setup, sum_ms: Mapping[Code, float], held_out: Sequence[Code], on_network: Callable[[], None]
 ) -> list[WholeNetwork]:
-    """The networks that `sum_ms` holds, each timed; those that are held out once more when all have been."""
-    first, again = (_timed(setup, codes, on_network) for codes in (list(sum_ms), held_out))
+    """The networks that `sum_ms` holds, each timed, and once more when all have been."""
+    first, again = (_timed(setup, list(sum_ms), on_network) for _ in range(TIMINGS))
     return [
         WholeNetwork(
             code,
             ms,
             parameters(lower(setup.space, setup.space.decode(code))),
             first[code],
-            again.get(code, Measurement(())),
-            held_out=code in again,
+            again[code],
+            held_out=code in held_out,
         )
         for code, ms in sum_ms.items()
     ]
