@@ -28,7 +28,7 @@ FOLDER = Path("runs/benchmark-searches")
 TRIALS, SEEDS = 24, 3
 MACS_TRIALS = 16
 PRIOR_BUDGET_MS = 0.5
-MACS_LIMITS = (1.5e6, 4e6)
+MACS_LIMITS = (2.5e6, 5e6)
 
 
 def run(name: str) -> Result:
