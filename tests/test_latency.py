@@ -109,6 +109,15 @@ def whole(sum_ms, count, measured_ms, held_out=False):
     return WholeNetwork((), sum_ms, count, Measurement((measured_ms,)), Measurement(()), held_out)
 
 
+def test_of_two_timings_of_a_whole_network_the_lesser_counts():
+    timings = [Measurement((2.0, 9.0, 2.2)), Measurement((2.1, 1.9))]
+    for first, second in (timings, timings[::-1]):
+        assert WholeNetwork((), 1.0, 5, first, second, held_out=True).latency_ms == 2.0
+    assert WholeNetwork((), 1.0, 5, timings[0], Measurement(()), held_out=True).latency_ms == 2.2
+    fitted = [WholeNetwork((), s, 10**6, Measurement((3.0 * s,)), Measurement((2.0 * s,)), False) for s in (1, 2, 3)]
+    assert calibrate(fitted).line.latency_ms(2.5, 10**6) == pytest.approx(5.0, rel=1e-3)
+
+
 def test_the_bound_is_that_of_the_held_out_networks():
     rng = np.random.default_rng(0)
     sums, counts = np.linspace(0.1, 2, 40), rng.integers(10**5, 10**6, 40)

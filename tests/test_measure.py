@@ -67,7 +67,7 @@ def test_measure_py_copied_to_an_empty_folder_answers_requests_line_by_line(tmp_
     assert answers[4].keys() >= {"before", "after", "waited_s"}
     assert "1000 threads were asked for" in answers[5]["error"]
     assert "JSONDecodeError" in answers[6]["error"]
-    assert len(answers[7]["samples_ms"]) == 4
+    assert len(answers[7]["samples_ms"]) >= 4  # a disturbed one may turn out to be steady later
     assert answers[8]["done"] == 1
 
 

@@ -563,7 +563,7 @@ def test_of_two_workers_that_claim_the_same_neither_scores_it_twice(tmp_path: Pa
         scored.append(architecture)
         return 1.0
 
-    worker = search_module._Worker(study, SMALL, accuracy, latency, 0.2)
+    worker = search_module._Worker(study, SMALL, accuracy, latency, 0.2, ())
     first, second = study.ask(), study.ask()
     code = worker.claim(first)
     for place, index in zip(SMALL.places, code, strict=True):
