@@ -21,6 +21,11 @@ CONFIDENCE = 0.95
 """The share of unseen networks of a space that are at most as slow as their upper estimate."""
 
 
+def significant(value: float) -> float:
+    """Four significant digits: more than any timing holds, and short in a file."""
+    return float(f"{value:.4g}")
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """All samples of one timing, in milliseconds a run; they are summarised only when asked.
@@ -36,6 +41,10 @@ class Measurement:
     def at_usual_pace(self) -> "Measurement":
         """What the samples would have been on the undisturbed machine, as far as the pace tells."""
         return Measurement(tuple(sample / self.pace for sample in self.samples_ms))
+
+    def shortened(self) -> "Measurement":
+        """The samples with `significant` digits only, and without the pace."""
+        return Measurement(tuple(map(significant, self.samples_ms)))
 
     @property
     def median_ms(self) -> float:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from hwnas.calibration import Measurement
 from hwnas.devices import Device, Timing
 from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, WIDTHS, Case, GuidelineTiming, cases
@@ -49,11 +48,8 @@ def measure_guidelines(
     for done, guideline in enumerate(EXPERIMENTS, 1):
         group = cases(guideline, widths)
         measured = device.measure_steadily([model(case) for case in group], timing)
-        timings += [GuidelineTiming(case, _short(measured[index].at_usual_pace())) for index, case in enumerate(group)]
+        timings += [
+            GuidelineTiming(case, measured[index].at_usual_pace().shortened()) for index, case in enumerate(group)
+        ]
         on_progress(done, len(EXPERIMENTS), guideline)
     return tuple(timings)
-
-
-def _short(measurement: Measurement) -> Measurement:
-    """Four significant digits: more than any timing holds, and short in a file."""
-    return Measurement(tuple(float(f"{sample:.4g}") for sample in measurement.samples_ms))

@@ -18,7 +18,7 @@ WIDEST = -1.2345678901234567e-300
 """No number takes more characters as JSON."""
 
 
-def check_limits(memory_mb: float | None, size_mb: float | None) -> None:
+def check_limit_settings(memory_mb: float | None, size_mb: float | None) -> None:
     """Raises `HwnasError` for a limit that makes no sense."""
     for name, most_mb in (("memory", memory_mb), ("size", size_mb)):
         if most_mb is not None and not (math.isfinite(most_mb) and most_mb > 0):

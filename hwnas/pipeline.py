@@ -95,13 +95,13 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         HwnasError: what the user gave cannot work; the message says what to do.
     """
     from hwnas.devices import device as open_device
-    from hwnas.limits import check_limits, limits_of
+    from hwnas.limits import check_limit_settings, limits_of
     from hwnas.report import write_report
     from hwnas.search import check_budget, check_settings
 
     check_settings(plan.budget_ms, plan.trials, plan.sampler)
     check_setting(plan.guidelines, plan.sampler)
-    check_limits(plan.memory_mb, plan.size_mb)
+    check_limit_settings(plan.memory_mb, plan.size_mb)
     folder = folder or run_folder(job, plan)
     seconds: dict[str, float] = {}
     with open_device(job.device) as device:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hwnas.calibration import Measurement, calibrate
+from hwnas.calibration import Measurement, calibrate, significant
 from hwnas.cautions import Seen, cautions_of
 from hwnas.chains import chain_of, copies_of, host_of
 from hwnas.composition import is_timed, terms
@@ -30,7 +30,7 @@ from hwnas.memory_profiling import profile_memory
 from hwnas.network import unit_key
 from hwnas.places import Place, label, network_at, places_of
 from hwnas.space import SearchSpace
-from hwnas.whole_networks import FITTED, HELD_OUT, TIMINGS, ProgressCallback, Setup, calibration_networks, significant
+from hwnas.whole_networks import FITTED, HELD_OUT, TIMINGS, ProgressCallback, Setup, calibration_networks
 
 TIMING = Timing(sample_ms=1.5, least_runs=5)
 

@@ -31,6 +31,7 @@ from hwnas.evolution import (
     NothingLeftError,
     Weights,
     descend,
+    equal_weights,
     fastest,
     lawful,
     proposed_code,
@@ -234,7 +235,11 @@ def check_budget(
         HwnasError: nothing is within the budget, or a limit, or all together; the message says what the least needs.
     """
     any_ms = upper_ms_of(space, latency)
-    upper_ms = (lambda code: any_ms(lawful(space, weights, code))) if weights else any_ms
+    weights = weights or equal_weights(space)
+
+    def upper_ms(code: Code) -> float:
+        return any_ms(lawful(space, weights, code))
+
     least_ms = upper_ms(fastest(space, upper_ms, budget_ms))
     if not least_ms <= budget_ms:
         raise HwnasError(
@@ -254,13 +259,13 @@ def check_limits(
     latency: Callable[[Architecture], Prediction],
     budget_ms: float,
     device: str,
-    weights: Weights | None,
+    weights: Weights,
     limits: Sequence[Limit],
 ) -> None:
     """Raises `HwnasError` if nothing meets one of the limits, or nothing meets the budget and all limits together."""
 
     def legal(code: Code) -> Code:
-        return lawful(space, weights, code) if weights else code
+        return lawful(space, weights, code)
 
     for limit in limits:
 

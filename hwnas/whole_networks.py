@@ -145,7 +145,7 @@ def _timed(setup: Setup, codes: Sequence[Code], on_network: Callable[[], None]) 
     timed: dict[Code, Measurement] = {}
     for group, models in _groups(setup, shuffled):
         for index, measurement in setup.device.measure_steadily(models, setup.timing(TIMING)).items():
-            timed[group[index]] = shortened(measurement.at_usual_pace())
+            timed[group[index]] = measurement.at_usual_pace().shortened()
             on_network()
     return timed
 
@@ -159,16 +159,6 @@ def _groups(setup: Setup, codes: Sequence[Code]) -> Iterator[tuple[list[Code], l
         if sum(map(len, models)) > GROUP_BYTES or code == codes[-1]:
             yield group, models
             group, models = [], []
-
-
-def significant(value: float) -> float:
-    """Four significant digits: more than any timing holds, and short in a file."""
-    return float(f"{value:.4g}")
-
-
-def shortened(measurement: Measurement) -> Measurement:
-    """The samples with four significant digits."""
-    return Measurement(tuple(map(significant, measurement.samples_ms)))
 
 
 def candidates(space: SearchSpace, unit_ms: Mapping[Place, float], rng: random.Random) -> dict[Code, float]:
