@@ -1,7 +1,9 @@
 """Timings of whole networks: what the line of a latency table is fitted on, and what tells how well it holds.
 
-The upper ratio is a split conformal bound (Lei et al. 2018, section 2.2): the line is fitted on one half of the
-networks, and its relative errors on the other half say how far above it a new network of the space may come.
+The upper ratio joins two independent causes. How far above the line a new network of the space may come is a split
+conformal bound (Lei et al. 2018, section 2.2): the line is fitted on one half of the networks, and its relative errors on
+the other half tell. How far the machine may have drifted when it is asked again is told by `drift.py`. As independent
+causes they add up in quadrature.
 """
 
 import math
@@ -11,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hwnas.drift import Check, drift_ratio
 from hwnas.line import Line, fit_line
 
 ERROR_LIMIT, NOISE_FACTOR, NOISE_LIMIT, COVERAGE_LIMIT = 0.04, 1.5, 0.08, 0.85
@@ -95,13 +98,16 @@ class Calibration:
 
     Attributes:
         line: fitted on the networks that are not held out.
-        upper_ratio: by how much a network may be slower than the line, relative to it, with 95 % confidence.
+        upper_ratio: by how much a network may be slower than the line, relative to it, with 95 % confidence, whenever
+            it is measured.
         networks: the whole networks behind the line (`held_out` false) and behind the ratio (`held_out` true).
+        checks: later sessions in which it still held.
     """
 
     line: Line
     upper_ratio: float
     networks: tuple[WholeNetwork, ...]
+    checks: tuple[Check, ...] = ()
 
     @property
     def relative_errors(self) -> tuple[float, ...]:
@@ -133,7 +139,32 @@ class Calibration:
         """The share of the held-out networks that stay under the bound which the others give; 1 of fewer than two."""
         errors = self.relative_errors
         others = [errors[:i] + errors[i + 1 :] for i in range(len(errors))] if len(errors) > 1 else []
-        return statistics.fmean([e <= upper_ratio_of(o) for e, o in zip(errors, others, strict=False)] or [True])
+        return statistics.fmean([e <= self._bound(o) for e, o in zip(errors, others, strict=False)] or [True])
+
+    @property
+    def shift(self) -> float:
+        """By how much the networks as a whole were slower than predicted, relative to it: the median."""
+        return statistics.median(self.relative_errors or (0.0,))
+
+    @property
+    def drift_ratio(self) -> float:
+        """By how much the machine as a whole may be slower in a later session, with 95 % confidence.
+
+        The two timings of the networks, minutes apart, are the first two sessions.
+        """
+        pairs = [n.repeated.median_ms / n.measured.median_ms for n in self.networks if n.repeated.samples_ms]
+        first = [statistics.median(pairs) - 1] if pairs else []
+        return drift_ratio([*first, *(check.shift for check in self.checks)], CONFIDENCE)
+
+    def bounded(self) -> "Calibration":
+        """With the upper ratio that the networks and the checks give.
+
+        Of a space so small that none can be held out, the fitted networks themselves give it.
+        """
+        return replace(self, upper_ratio=self._bound(self.relative_errors or relative_errors(self, self.networks)))
+
+    def _bound(self, errors: Sequence[float]) -> float:
+        return math.hypot(upper_ratio_of(errors), self.drift_ratio)
 
     def share_within(self, error: float) -> float:
         """The share of the held-out networks whose relative error is at most so large."""
@@ -201,19 +232,14 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def calibrate(networks: Sequence[WholeNetwork]) -> Calibration:
-    """Fits the line on the networks that are not held out, and the upper ratio on those that are.
-
-    Of a space so small that none can be held out, the fitted networks themselves give the ratio.
-    """
+    """Fits the line on the networks that are not held out, and the upper ratio on those that are."""
     fitted = [network for network in networks if not network.held_out]
     line = fit_line(
         [network.sum_ms for network in fitted],
         [network.parameters for network in fitted],
         [network.latency_ms for network in fitted],
     )
-    calibration = Calibration(line, 0.0, tuple(networks))
-    errors = calibration.relative_errors or relative_errors(calibration, networks)
-    return replace(calibration, upper_ratio=upper_ratio_of(errors))
+    return Calibration(line, 0.0, tuple(networks)).bounded()
 
 
 def upper_ratio_of(errors: Sequence[float]) -> float:

@@ -135,7 +135,8 @@ def profile(
     """Measures the latency table of a device: every unit that a network of the space can have.
 
     With --check it measures new whole networks, under the table's own conditions, and tells whether the table still
-    holds, as after an update of the system; if not, the exit status is 1.
+    holds, as after an update of the system; if not, the exit status is 1. If it holds, the table's upper bound learns
+    from the check how much the machine drifts.
     """
     from dataclasses import replace
 
@@ -163,6 +164,7 @@ def profile(
 
 def _check_table(path: Path, space: str, device: str, seed: int, as_json: bool) -> None:
     from hwnas.devices import device as open_device
+    from hwnas.journal import now
     from hwnas.latency import load_table
     from hwnas.show import check_facts
     from hwnas.space_toml import load_space
@@ -175,8 +177,11 @@ def _check_table(path: Path, space: str, device: str, seed: int, as_json: bool) 
         opened.anchor_ms = table.anchor_ms
         listener.stage(f"Measuring whole networks of {loaded.name} on {device}")
         found = check_table(table, loaded, opened, seed=seed + 1, on_progress=listener.progress)
-    _show({"table": str(path), "holds": found.failure is None, **check_facts(found, found.coverage)}, as_json)
-    if found.failure:
+        held = found.failure is None
+        if held:
+            table.checked(found, now()).save(path)
+    _show({"table": str(path), "holds": held, **check_facts(found, found.coverage)}, as_json)
+    if not held:
         raise typer.Exit(1)
 
 

@@ -2,8 +2,8 @@
 
 A table describes itself: the device and how it was timed, every sample, and the whole networks on which the prediction
 was calibrated and checked. A prediction is the sum of the units' milliseconds, led to whole networks by a line
-(`line.py`); its upper bound is that times one plus a ratio that 95 % of unseen networks of the space stay under (split
-conformal prediction, Lei et al. 2018).
+(`line.py`); its upper bound is that times one plus a ratio that 95 % of unseen networks of the space stay under
+(`calibration.py`).
 """
 
 import hashlib
@@ -18,7 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hwnas.calibration import Calibration, Measurement, WholeNetwork, upper_ratio_of
+from hwnas.calibration import Calibration, Measurement, WholeNetwork, significant
+from hwnas.drift import Check
 from hwnas.errors import HwnasError
 from hwnas.experiments import Case, GuidelineTiming, check_complete
 from hwnas.line import Line
@@ -112,7 +113,7 @@ class ComposedEntry:
     latency_ms: float
 
 
-FORMAT = "hwnas latency table 2"
+FORMAT = "hwnas latency table 3"
 WHAT = "milliseconds (ms) a run; an entry is what a network gains when the unit is added: the median of its samples"
 
 
@@ -192,7 +193,12 @@ class LatencyTable:
         old = self.calibration
         factor = statistics.median(n.latency_ms / old.line.latency_ms(n.sum_ms, n.parameters) for n in new)
         moved = replace(old, line=old.line.scaled(float(factor)), networks=(*old.networks, *new))
-        return replace(self, calibration=replace(moved, upper_ratio=upper_ratio_of(moved.relative_errors)))
+        return replace(self, calibration=moved.bounded())
+
+    def checked(self, found: Calibration, finished: str) -> "LatencyTable":
+        """The table with what a check that it passed (`whole_networks.check_table`) tells of the machine's drift."""
+        checks = (*self.calibration.checks, Check(finished, significant(found.shift)))
+        return replace(self, calibration=replace(self.calibration, checks=checks).bounded())
 
     def check_error(self) -> None:
         """Raises `HwnasError` if the networks that the line has not seen say that the table is not to be relied on."""
@@ -231,7 +237,12 @@ class LatencyTable:
             "anchor_ms": self.anchor_ms,
             "cautions": self.cautions,
         }
-        line = {"upper_ratio": self.calibration.upper_ratio, "line": asdict(self.calibration.line)}
+        checks = [asdict(check) for check in self.calibration.checks]
+        line = {
+            "upper_ratio": self.calibration.upper_ratio,
+            "checks": checks,
+            "line": asdict(self.calibration.line),
+        }
         guidelines = [
             ' "guidelines": [',
             ",\n".join("  " + json.dumps(_guideline_json(timing)) for timing in self.guidelines),
@@ -342,7 +353,7 @@ def _parse_table(data: Any) -> LatencyTable:
         data["started"],
         data["finished"],
         entries,
-        Calibration(line, upper_ratio, networks),
+        Calibration(line, upper_ratio, networks, tuple(map(_parse_check, calibration["checks"]))),
         _time_ms(data["anchor_ms"], "anchor_ms"),
         tuple(_checked(name, "a caution", str) for name in data["cautions"]),
         guidelines,
@@ -429,6 +440,11 @@ def _parse_network(data: dict[str, Any]) -> WholeNetwork:
         Measurement(_samples(data["repeated_ms"], least=0)),
         _checked(data["held_out"], "held_out", bool),
     )
+
+
+def _parse_check(data: dict[str, Any]) -> Check:
+    datetime.fromisoformat(data["finished"])
+    return Check(data["finished"], _number(data["shift"], "shift"))
 
 
 def _guideline_json(timing: GuidelineTiming) -> dict[str, Any]:

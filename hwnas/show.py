@@ -178,6 +178,7 @@ def check_facts(calibration: Calibration, coverage: float) -> dict[str, Any]:
         "within_5_percent": f"{calibration.share_within(0.05):.0%} of {len(calibration.relative_errors)} networks",
         "spearman": calibration.spearman,
         "kendall_tau": calibration.kendall_tau,
+        "drift_percent": 100 * calibration.drift_ratio,
         "upper_bound_percent": 100 * calibration.upper_ratio,
         "under_the_upper_bound": f"{coverage:.0%}",
         "check": calibration.failure or "passed",

@@ -24,6 +24,7 @@ FLOORS = {
     "space_toml": 2,
     "calibration": 3,
     "checkpoints": 3,
+    "drift": 3,
     "experiments": 3,
     "guidelines": 3,
     "jax_layers": 3,
