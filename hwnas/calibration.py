@@ -1,9 +1,9 @@
 """Timings of whole networks: what the line of a latency table is fitted on, and what tells how well it holds.
 
 The upper ratio joins two independent causes. How far above the line a new network of the space may come is a split
-conformal bound (Lei et al. 2018, section 2.2): the line is fitted on one half of the networks, and its relative errors on
-the other half tell. How far the machine may have drifted when it is asked again is told by `drift.py`. As independent
-causes they add up in quadrature.
+conformal bound (Lei et al. 2018, section 2.2): the line is fitted on one half of the networks, and its relative errors
+on the other half tell. How far the machine may have drifted when it is asked again is told by `drift.py`. As
+independent causes they add up in quadrature.
 """
 
 import math
