@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hwnas.jax_layers import Array, batch_norm, convolution, fixed_norm, he_normal, pool
+from hwnas.jax_layers import Array, Form, batch_norm, convolution, fixed_norm, he_normal, native_form, pool
 from hwnas.network import (
     TRAINED,
     Activation,
@@ -48,10 +48,18 @@ class FixedNetwork(nnx.Module):
         network: what to run.
         weights: trained arrays by `node.suffix`, as `network.weight_shapes` names them; without them He-normal ones.
         rngs: draws the kernels that are not given.
+        form: how it is computed; without it the fastest for the device.
     """
 
-    def __init__(self, network: Network, *, rngs: nnx.Rngs, weights: Mapping[str, Any] | None = None) -> None:
-        self.network = network
+    def __init__(
+        self,
+        network: Network,
+        *,
+        rngs: nnx.Rngs,
+        weights: Mapping[str, Any] | None = None,
+        form: Form | None = None,
+    ) -> None:
+        self.network, self.form = network, form or native_form()
         self.weights = nnx.Dict({})
         for node in network.nodes:
             for suffix, shape in weight_shapes(node).items():
@@ -71,7 +79,7 @@ class FixedNetwork(nnx.Module):
         Returns:
             The output (a tuple of outputs where the network has several), and the statistics that were used.
         """
-        tensors = {self.network.input.name: images}
+        tensors = {self.network.input.name: images.astype(self.form.dtype)}
         used: Statistics = {}
         for node in self.network.nodes:
             inputs = [tensors[tensor.name] for tensor in node.inputs]
@@ -80,7 +88,7 @@ class FixedNetwork(nnx.Module):
                 epsilon = node.operator.epsilon
                 results = [_normalise(node.name, epsilon, inputs[0], weights, statistics, used)]
             else:
-                results = _run(node.operator, inputs, weights)
+                results = _run(node.operator, inputs, weights, self.form)
             tensors |= {tensor.name: result for tensor, result in zip(node.outputs, results, strict=True)}
         outputs = tuple(tensors[tensor.name] for tensor in self.network.outputs)
         return (outputs[0] if len(outputs) == 1 else outputs), used
@@ -103,15 +111,15 @@ def _normalise(
     return y
 
 
-def _run(operator: Operator, inputs: list[Array], weights: dict[str, Array]) -> list[Array]:
+def _run(operator: Operator, inputs: list[Array], weights: dict[str, Array], form: Form) -> list[Array]:
     """One operator on feature maps `[N, H, W, C]` or vectors `[N, C]`."""
     x = inputs[0]
     match operator:
         case Conv(stride=stride, padding=padding, groups=groups):
-            y = convolution(x, weights["kernel"], stride=stride, padding=padding, groups=groups)
-            return [y + weights["bias"] if operator.bias else y]
+            y = convolution(x, weights["kernel"], stride=stride, padding=padding, groups=groups, form=form)
+            return [(y + weights["bias"]).astype(y.dtype) if operator.bias else y]
         case Linear():
-            y = x @ weights["kernel"]
+            y = x.astype(jnp.float32) @ weights["kernel"]
             return [y + weights["bias"] if operator.bias else y]
         case Activation(function=function):
             return [ACTIVATIONS[function](x)]

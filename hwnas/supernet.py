@@ -13,6 +13,7 @@ Slots beyond the chosen width hold zeros.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,18 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from hwnas.jax_layers import Array, batch_norm, convolution, depthwise, fixed_norm, he_normal, pool
+from hwnas.jax_layers import (
+    Array,
+    Form,
+    batch_norm,
+    convolution,
+    depthwise,
+    fixed_norm,
+    he_normal,
+    native_form,
+    pool,
+    product,
+)
 from hwnas.network import shuffle_order, weight_shapes
 from hwnas.space import CHOICES, Architecture, SearchSpace, lower
 
@@ -35,12 +47,17 @@ Weights = dict[str, Any]
 class Supernet(nnx.Module):
     """All architectures of a space in one set of weights.
 
-    Calling it costs the same whatever the architecture's width, ratio and groups; kernel, squeeze-excite, extra
-    depthwise convolution and depth cost only where they are chosen.
+    Args:
+        space: of the architectures.
+        rngs: draws the kernels.
+        form: how it is computed; without it the fastest for the device.
+
+    Calling it costs the same whatever the architecture's width, ratio and groups; in a form with control flow, kernel,
+    squeeze-excite, extra depthwise convolution and depth cost only where they are chosen.
     """
 
-    def __init__(self, space: SearchSpace, *, rngs: nnx.Rngs) -> None:
-        self.space = space
+    def __init__(self, space: SearchSpace, *, rngs: nnx.Rngs, form: Form | None = None) -> None:
+        self.space, self.form = space, form or native_form()
         channels, head = space.stem_channels, space.head_channels
         self.stem = _parameters({"conv.kernel": (3, 3, 3, channels), "conv_bn": (channels,)}, rngs)
         self.stages = nnx.List([])
@@ -69,10 +86,11 @@ class Supernet(nnx.Module):
         Returns:
             The logits `[N, classes]`, and the statistics that were used.
         """
-        space, used = self.space, {}
+        space, form, used = self.space, self.form, {}
         given = statistics or {}
         code = jnp.asarray(code, jnp.int32)
-        x = convolution(images, self.stem["conv.kernel"][...], stride=space.stem_stride, padding=1)
+        x = images.astype(form.dtype)
+        x = convolution(x, self.stem["conv.kernel"][...], stride=space.stem_stride, padding=1, form=form)
         x, used["stem"] = _norm(x, _affine(_values(self.stem), "conv_bn"), given.get("stem"))
         x = jax.nn.relu(x)
         if space.max_pool:
@@ -88,11 +106,12 @@ class Supernet(nnx.Module):
             first, later = f"stage{number}.first", f"stage{number}.later"
             choice = _Choice.read(space, stage.width, width_index, units[0])
             x, layout, used[first] = _stride_2_unit(
-                space, max(stage.width), _values(weights["first"]), x, layout, choice, given.get(first)
+                space, form, max(stage.width), _values(weights["first"]), x, layout, choice, given.get(first)
             )
             if max(stage.depth) > 1:
                 x, layout, used[later] = _stride_1_units(
                     space,
+                    form,
                     stage.width,
                     _values(weights["later"]),
                     x,
@@ -103,9 +122,9 @@ class Supernet(nnx.Module):
                     given.get(later),
                 )
         weights = _values(self.head)
-        x = x @ weights["conv.kernel"]
+        x = product(x, weights["conv.kernel"], form)
         x, used["head"] = _norm(x, _affine(weights, "conv_bn"), given.get("head"))
-        x = jax.nn.relu(x).mean((1, 2))
+        x = jax.nn.relu(x).mean((1, 2), dtype=jnp.float32)
         return x @ weights["linear.kernel"] + weights["linear.bias"], used
 
 
@@ -253,8 +272,16 @@ def _norm(x: Array, affine: tuple[Array, Array], given: tuple[Array, Array] | No
     return y, (lax.stop_gradient(mean), lax.stop_gradient(variance))
 
 
+def _either(form: Form, chosen: Array, run: Callable[..., Any], otherwise: Callable[..., Any], *inputs: Any) -> Any:
+    """The result of one of two functions; of both, in a form without control flow, one result is taken."""
+    if form.control_flow:
+        return lax.cond(chosen, run, otherwise, *inputs)
+    return jax.tree.map(lambda one, other: jnp.where(chosen, one, other), run(*inputs), otherwise(*inputs))
+
+
 def _main_branch(
     space: SearchSpace,
+    form: Form,
     weights: dict[str, Array],
     x: Array,
     choice: _Choice,
@@ -277,12 +304,12 @@ def _main_branch(
     if "extra_dw.kernel" in weights:
 
         def extra(x):
-            y = depthwise(x, weights["extra_dw.kernel"], jnp.int32(0), (3,))
+            y = depthwise(x, weights["extra_dw.kernel"], jnp.int32(0), (3,), 1, form)
             return _norm(y, _affine(weights, "extra_dw_bn", source[0] >= 0), given.get("extra_dw_bn"))
 
         nothing = jnp.zeros(x.shape[-1])
-        x, used["extra_dw_bn"] = lax.cond(
-            choice.extra_depthwise, extra, lambda x: (x, given.get("extra_dw_bn", (nothing, nothing))), x
+        x, used["extra_dw_bn"] = _either(
+            form, choice.extra_depthwise, extra, lambda x: (x, given.get("extra_dw_bn", (nothing, nothing))), x
         )
     # between the pointwise convolutions the channels are counted as they are after the shuffle of the groups
     middle = weights["dw.kernel"].shape[2]
@@ -290,39 +317,40 @@ def _main_branch(
     unshuffled = (shuffled % choice.groups) * (choice.main // choice.groups) + shuffled // choice.groups
     unshuffled = jnp.where(shuffled >= 0, unshuffled, -1)
     kernel = jnp.where(_joined(*source, unshuffled, choice.main, choice.groups), weights["pw1.kernel"], 0)
-    y, used["pw1_bn"] = _norm(x @ kernel, _affine(weights, "pw1_bn", shuffled >= 0), given.get("pw1_bn"))
+    y, used["pw1_bn"] = _norm(product(x, kernel, form), _affine(weights, "pw1_bn", shuffled >= 0), given.get("pw1_bn"))
     y, side = jax.nn.relu(y), None
     if stride == 1:
-        y = depthwise(y, weights["dw.kernel"], choice.kernel_index, space.choices["kernel"])
+        y = depthwise(y, weights["dw.kernel"], choice.kernel_index, space.choices["kernel"], 1, form)
     else:  # both branches in one call: it is compiled for each kernel, which takes long
         kernel = jnp.concatenate([weights["dw.kernel"], weights["side_dw.kernel"]], axis=2)
         both = depthwise(
-            jnp.concatenate([y, unchanged], axis=3), kernel, choice.kernel_index, space.choices["kernel"], 2
+            jnp.concatenate([y, unchanged], axis=3), kernel, choice.kernel_index, space.choices["kernel"], 2, form
         )
         y, side = both[..., :middle], both[..., middle:]
     y, used["dw_bn"] = _norm(y, _affine(weights, "dw_bn", shuffled >= 0), given.get("dw_bn"))
     joined = _joined(shuffled, choice.main, target, choice.main, choice.groups)
-    return y @ jnp.where(joined, weights["pw2.kernel"], 0), side, used
+    return product(y, jnp.where(joined, weights["pw2.kernel"], 0), form), side, used
 
 
-def _squeeze_excite(weights: dict[str, Array], x: Array, choice: _Choice, branch: Array) -> Array:
+def _squeeze_excite(form: Form, weights: dict[str, Array], x: Array, choice: _Choice, branch: Array) -> Array:
     """Gates the slots of the main branch; the result counts in those slots only."""
     if "se_reduce.kernel" not in weights:
         return x
     hidden = jnp.maximum(1, choice.main // 4)
 
     def gated(x):
-        mean = jnp.where(branch >= 0, x.mean((1, 2)), 0)
+        mean = jnp.where(branch >= 0, x.mean((1, 2), dtype=jnp.float32), 0)
         squeezed = jax.nn.relu(mean @ weights["se_reduce.kernel"] + weights["se_reduce.bias"])
         squeezed = jnp.where(jnp.arange(squeezed.shape[1]) < hidden, squeezed, 0)
         gate = jax.nn.sigmoid(squeezed @ weights["se_expand.kernel"] + weights["se_expand.bias"])
-        return x * gate[:, None, None, :]
+        return (x * gate[:, None, None, :]).astype(x.dtype)
 
-    return lax.cond(choice.squeeze_excite, gated, lambda x: x, x)
+    return _either(form, choice.squeeze_excite, gated, lambda x: x, x)
 
 
 def _stride_1_units(
     space: SearchSpace,
+    form: Form,
     widths: tuple[int, ...],
     weights: dict[str, Array],
     x: Array,
@@ -332,42 +360,43 @@ def _stride_1_units(
     codes: Array,
     given: dict[str, Any] | None,
 ) -> tuple[Array, _Layout, dict[str, Any]]:
-    """The units of a stage after its first. They are alike in shape, so that one is compiled and looped over."""
+    """The units of a stage after its first. They are alike in shape, so that one may be compiled and looped over."""
 
     def step(carry, unit):
         index, code, unit_weights, statistics = unit
         choice = _Choice.read(space, widths, width_index, code)
 
         def run(x, layout):
-            return _stride_1_unit(space, unit_weights, x, layout, choice, statistics)
+            return _stride_1_unit(space, form, unit_weights, x, layout, choice, statistics)
 
         def skip(x, layout):
             shapes = jax.eval_shape(run, x, layout)[2]
             return x, layout, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-        x, layout, used = lax.cond(index < depth, run, skip, *carry)
+        x, layout, used = _either(form, index < depth, run, skip, *carry)
         return (x, layout), used
 
-    indices = jnp.arange(1, codes.shape[0])
-    (x, layout), used = lax.scan(step, (x, layout), (indices, codes[1:], weights, given))
+    units = jnp.arange(1, codes.shape[0]), codes[1:], weights, given
+    (x, layout), used = lax.scan(step, (x, layout), units, unroll=1 if form.control_flow else len(codes) - 1)
     return x, layout, used
 
 
 def _stride_1_unit(
-    space: SearchSpace, weights: dict[str, Array], x: Array, layout: _Layout, choice: _Choice, given: Any
+    space: SearchSpace, form: Form, weights: dict[str, Array], x: Array, layout: _Layout, choice: _Choice, given: Any
 ) -> tuple[Array, _Layout, dict[str, Any]]:
     given = given or {}
     branch = layout.last(choice.main)
-    y, _, used = _main_branch(space, weights, x, choice, (branch, choice.main), branch, 1, given)
+    y, _, used = _main_branch(space, form, weights, x, choice, (branch, choice.main), branch, 1, given)
     y, used["pw2_bn"] = _norm(y, _affine(weights, "pw2_bn", branch >= 0), given.get("pw2_bn"))
     y = jnp.where(choice.residual, y, jax.nn.relu(y))
-    y = _squeeze_excite(weights, y, choice, branch)
+    y = _squeeze_excite(form, weights, y, choice, branch)
     y = jnp.where(choice.residual, jax.nn.relu(y + x), y)
     return jnp.where(branch >= 0, y, x), layout.shuffled(), used
 
 
 def _stride_2_unit(
     space: SearchSpace,
+    form: Form,
     slots: int,
     weights: dict[str, Array],
     x: Array,
@@ -380,20 +409,20 @@ def _stride_2_unit(
     side_width, index = choice.width - choice.main, jnp.arange(slots)
     side_branch = _below(side_width, slots)
     branch = jnp.where((index >= side_width) & (index < choice.width), index - side_width, -1)
-    y, side, used = _main_branch(space, weights, x, choice, (layout.channel, layout.width), branch, 2, given)
+    y, side, used = _main_branch(space, form, weights, x, choice, (layout.channel, layout.width), branch, 2, given)
     assert side is not None
 
     affine = _affine(weights, "side_dw_bn", layout.channel >= 0)
     side, used["side_dw_bn"] = _norm(side, affine, given.get("side_dw_bn"))
     joined = _joined(layout.channel, layout.width, side_branch, side_width, choice.groups)
-    y = y + side @ jnp.where(joined, weights["side_pw.kernel"], 0)
+    y = y + product(side, jnp.where(joined, weights["side_pw.kernel"], 0), form)
 
     # each slot belongs to one branch, so that one batch norm does for both
     pairs = zip(_affine(weights, "pw2_bn", branch >= 0), _affine(weights, "side_pw_bn", side_branch >= 0), strict=True)
     scale, offset = (main + side for main, side in pairs)
     y, used["concat_bn"] = _norm(y, (scale, offset), given.get("concat_bn"))
     y = jax.nn.relu(y)
-    gated = _squeeze_excite(weights, y, choice, branch)
+    gated = _squeeze_excite(form, weights, y, choice, branch)
     return jnp.where(branch >= 0, gated, y), _Layout.plain(choice.width, slots).shuffled(), used
 
 

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from numpy_network import run_in_numpy
 
+from hwnas.jax_layers import ACCELERATOR_FORM, Form
 from hwnas.jax_network import FixedNetwork
 from hwnas.network import Network, parameters
 from hwnas.space import Architecture, SearchSpace, lower
@@ -219,6 +220,13 @@ def test_slicing_takes_every_parameter_of_the_single_network_from_a_place_of_its
         assert len(used) == len(set(used)) == parameters(lower(SMALL, architecture))
 
 
+def unused_of(gradient: Any, architecture: Architecture) -> np.ndarray:
+    """The gradients of the weights of the small supernet that an architecture does not use."""
+    values = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])
+    used = slice_weights(numbered(SMALL), architecture)
+    return np.delete(values, np.concatenate([places.ravel() for places in used.values()]))
+
+
 def squares(logits: jax.Array) -> jax.Array:
     return (logits**2).sum()
 
@@ -240,10 +248,9 @@ def test_weights_that_an_architecture_does_not_use_get_exactly_zero_gradient():
     names, reached = set(), set()
     for architecture in architectures(SMALL, 60, seed=7):
         gradient = gradient_of_small()(weights, images, np.array(SMALL.encode(architecture), np.int32))
+        assert (unused_of(gradient, architecture) == 0).all(), architecture.to_json()
         values = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])
         used = slice_weights(numbers, architecture)
-        unused = np.delete(values, np.concatenate([places.ravel() for places in used.values()]))
-        assert (unused == 0).all(), architecture.to_json()
         names |= set(used)
         reached |= {name for name, places in used.items() if (values[places] != 0).any()}
     assert reached == names
@@ -262,3 +269,47 @@ def test_weights_that_an_architecture_uses_get_the_gradient_that_the_single_netw
     for name, values in slice_weights(nnx.merge(graph, found), architecture).items():
         wanted = expected.weights[name][...]
         np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5 * largest, err_msg=name)
+
+
+# ---- the form for accelerators -----------------------------------------------------------------------------------
+
+
+def logits_and_gradient(form: Form):
+    """`(images, code) -> (logits, gradient)` of the small supernet in another form."""
+    _, weights = nnx.split(trial("small").supernet, nnx.Param)
+    graph, _ = nnx.split(Supernet(SMALL, rngs=nnx.Rngs(0), form=form), nnx.Param)
+
+    def loss(weights, images, code):
+        logits, _ = nnx.merge(graph, weights)(images, code)
+        return squares(logits), logits
+
+    run = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK_COMPILE)
+    return lambda images, code: run(weights, images, np.array(code, np.int32))[::-1]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_without_control_flow_logits_and_gradients_are_the_same_and_unused_weights_still_get_none(grouped: bool):
+    _, weights = nnx.split(trial("small").supernet, nnx.Param)
+    other, images = logits_and_gradient(Form(grouped=grouped, control_flow=False)), some_images(SMALL, 8)
+    for architecture in architectures(SMALL, 8, seed=8):
+        code = SMALL.encode(architecture)
+        logits, gradient = other(images, code)
+        assert difference(logits, trial("small").run(images, code)[0]) < TOLERANCE
+        expected = gradient_of_small()(weights, images, np.array(code, np.int32))
+        largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+        for found, wanted in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * largest)
+        assert (unused_of(gradient, architecture) == 0).all(), architecture.to_json()
+
+
+def test_bfloat16_feature_maps_give_float32_logits_near_the_exact_ones_and_float32_gradients():
+    low, images = logits_and_gradient(ACCELERATOR_FORM), some_images(SMALL, 16)
+    for architecture in architectures(SMALL, 6, seed=9):
+        code = SMALL.encode(architecture)
+        logits, gradient = low(images, code)
+        exact = np.asarray(trial("small").run(images, code)[0])
+        assert logits.dtype == np.float32
+        assert 1e-4 < difference(logits, exact) < 0.2
+        assert np.corrcoef(np.ravel(logits), exact.ravel())[0, 1] > 0.99
+        assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {np.dtype(np.float32)}
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
