@@ -2,22 +2,37 @@
 
 import errno
 import gc
-import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from hwnas import cli_training
+from hwnas.cli_options import (
+    DEFAULT_DATA,
+    DEFAULT_METHOD,
+    DEFAULT_SPACE,
+    BatchImages,
+    BatchSize,
+    Data,
+    DeviceName,
+    Epochs,
+    Json,
+    LearningRate,
+    Method,
+    Precision,
+    RetrainEpochs,
+    Runs,
+    Seed,
+    Space,
+    Threads,
+)
 from hwnas.errors import HwnasError
-
-if TYPE_CHECKING:
-    from hwnas.stages import Job, Listener
+from hwnas.terminal import print_facts, print_json, print_rows, reported
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit statuses."""
@@ -33,29 +48,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     epilog="Start with: hwnas search --budget-ms 1",
 )
-
-Space = Annotated[str, typer.Option("--space", help="A search space: a name that comes with hwnas, or a TOML file.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data", help="Images: digits, cifar10, fashion-mnist, eurosat, a folder by class, Parquet or .npz file."
-    ),
-]
-DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that a run of the model may use.")]
-BatchImages = Annotated[int, typer.Option("--batch", min=1, help="Images a run of the model takes.")]
-Precision = Annotated[str, typer.Option("--precision", help="Arithmetic of the model on the device: fp32 or int8.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder of results.")]
-Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images for the supernet.")]
-RetrainEpochs = Annotated[
-    int, typer.Option("--retrain-epochs", min=1, help="Passes over the training images for the found network.")
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Images a training step.")]
-LearningRate = Annotated[float, typer.Option("--learning-rate", help="The highest one of the schedule.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-
-DEFAULT_SPACE, DEFAULT_DATA = "shufflenet-tiny", "digits"
+cli_training.add_verbs(app)
 
 
 @app.command(epilog="Example: hwnas search --budget-ms 1 --data photos/")
@@ -82,6 +75,7 @@ def search(
     size_mb: Annotated[
         float | None, typer.Option("--size-mb", help="What the model's file may take, in MB of 1,000,000 bytes.")
     ] = None,
+    method: Method = DEFAULT_METHOD,
     epochs: Epochs = 10,
     retrain_epochs: RetrainEpochs = 5,
     batch_size: BatchSize = 16,
@@ -98,19 +92,20 @@ def search(
     """
     from hwnas.pipeline import Plan, find
     from hwnas.report import outcome
+    from hwnas.stages import make_job
 
     with reported(as_json) as listener:
         plan = Plan(budget_ms, trials, sampler, storage, from_scratch, baselines, guidelines, memory_mb, size_mb)
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
-        job = _job(
-            space, data, listener, device=device, threads=threads, batch=batch, precision=precision, seed=seed,
-            runs=runs, learning_rate=learning_rate, force=force, **settings,
+        job = make_job(
+            space, data, listener=listener, device=device, threads=threads, batch=batch, precision=precision, seed=seed,
+            runs=runs, method=method, learning_rate=learning_rate, force=force, **settings,
         )  # fmt: skip
         folder, result = find(job, plan, run)
     if as_json:
         from dataclasses import asdict
 
-        _print_json({"run": str(folder), **asdict(result)})
+        print_json({"run": str(folder), **asdict(result)})
     else:
         print(outcome(result))
         print(f"Model:  {folder / 'model.onnx'}\nReport: {folder / 'report.html'}")
@@ -159,7 +154,7 @@ def profile(
             loaded, opened, threads=threads, batch=batch, precision=precision, folder=folder,
             on_progress=listener.progress, seed=seed,
         )  # fmt: skip
-    _show({"file": str(table_path(folder, loaded.name, table.conditions)), **table_facts(table)}, as_json)
+    print_facts({"file": str(table_path(folder, loaded.name, table.conditions)), **table_facts(table)}, as_json)
 
 
 def _check_table(path: Path, space: str, device: str, seed: int, as_json: bool) -> None:
@@ -177,65 +172,10 @@ def _check_table(path: Path, space: str, device: str, seed: int, as_json: bool) 
         opened.anchor_ms = table.anchor_ms
         listener.stage(f"Measuring whole networks of {loaded.name} on {device}")
         found = check_table(table, loaded, opened, seed=seed + 1, on_progress=listener.progress)
-    _show({"table": str(path), "holds": found.failure is None, **check_facts(found, found.coverage)}, as_json)
+    print_facts({"table": str(path), "holds": found.failure is None, **check_facts(found, found.coverage)}, as_json)
     if found.failure:
         raise typer.Exit(1)
     table.checked(found, now()).save(path)  # last: a file that is read-only must not hide what was found
-
-
-@app.command(epilog="Example: hwnas train --data cifar10 --space shufflenet-32 --epochs 60")
-def train(
-    space: Space = DEFAULT_SPACE,
-    data: Data = DEFAULT_DATA,
-    epochs: Epochs = 10,
-    batch_size: BatchSize = 16,
-    learning_rate: LearningRate = 0.05,
-    runs: Runs = Path("runs"),
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Trains the supernet alone; a search with the same settings then finds it ready."""
-    from hwnas.stages import supernet_facts, trained_supernet
-
-    with reported(as_json) as listener:
-        job = _job(
-            space, data, listener, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, runs=runs,
-            seed=seed,
-        )  # fmt: skip
-        folder, model = trained_supernet(job)
-        facts = {"supernet": str(folder), **supernet_facts(job, model)}
-    _show(facts, as_json)
-
-
-@app.command(epilog="Example: hwnas retrain runs/NAME/architecture.json --data cifar10 --epochs 60")
-def retrain(
-    architecture: Annotated[Path, typer.Argument(help="The architecture.json of a run.")],
-    data: Data = DEFAULT_DATA,
-    space: Annotated[
-        str | None, typer.Option("--space", help="The space's TOML file, if it is not a shipped one.")
-    ] = None,
-    epochs: Epochs = 20,
-    batch_size: BatchSize = 16,
-    learning_rate: LearningRate = 0.05,
-    device: DeviceName = "cpu",
-    threads: Threads = 1,
-    batch: BatchImages = 1,
-    run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Trains one architecture from new weights; `hwnas export` makes the model of it."""
-    from hwnas.single import retrain_architecture
-
-    with reported(as_json) as listener:
-        folder, facts = retrain_architecture(
-            architecture, run, space,
-            lambda name: _job(
-                name, data, listener, retrain_epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-                device=device, threads=threads, batch=batch, seed=seed,
-            ),
-        )  # fmt: skip
-    _show({"run": str(folder), **facts}, as_json)
 
 
 @app.command(epilog="Example: hwnas export runs/NAME --output model.onnx")
@@ -252,7 +192,7 @@ def export(
 
     with reported(as_json) as listener:
         proof = export_run(run, output, seed, listener)
-    _show({"model": str(output), **asdict(proof)}, as_json)
+    print_facts({"model": str(output), **asdict(proof)}, as_json)
 
 
 @app.command(epilog="Example: hwnas show shufflenet-tiny")
@@ -266,7 +206,7 @@ def show(
 
     with reported(as_json):
         facts = facts_of(what)
-    _show(facts, as_json)
+    print_facts(facts, as_json)
 
 
 @app.command(epilog="Example: hwnas breakdown mobilenet-v2-1.0 --device cpu --plot breakdown.svg")
@@ -298,10 +238,12 @@ def breakdown(
     if plot:
         write_text(plot, breakdown_picture(facts, Path(model).name))
     if as_json:
-        _print_json({"model": model, **where, **facts})
+        print_json({"model": model, **where, **facts})
     else:
-        _show({"model": model, **where, "latency": f"{facts['total_ms']:.4g} ± {facts['spread_ms']:.2g} ms"}, False)
-        _print_rows(breakdown_rows(facts))
+        print_facts(
+            {"model": model, **where, "latency": f"{facts['total_ms']:.4g} ± {facts['spread_ms']:.2g} ms"}, False
+        )
+        print_rows(breakdown_rows(facts))
 
 
 @app.command(epilog="Example: hwnas guidelines --device cpu --plots guidelines/")
@@ -351,98 +293,18 @@ def guidelines(
     files = {"stored_in": str(path) if table else None, "plots": list(map(str, pictures.values()))}
     facts = guideline_facts(timings)
     if as_json:
-        _print_json({**where, **facts, **files})
+        print_json({**where, **facts, **files})
         return
     for guideline, experiment in EXPERIMENTS.items():
         print(f"\n{guideline}: {experiment.title}, channels of the paper's {widths.upper()} x1, x2, x4")
-        _print_rows(guideline_rows(guideline, timings))
+        print_rows(guideline_rows(guideline, timings))
     print()
-    _show({**where, "verdicts": facts["verdicts"], **{name: value for name, value in files.items() if value}}, False)
-
-
-# ---- between the verbs and the stages ----------------------------------------------------------------------------
-
-
-def _job(space: str, data: str, listener: "Listener", **settings: Any) -> "Job":
-    from hwnas.stages import make_job
-
-    return make_job(space, data, listener=listener, **settings)
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts, indent=1))
-
-
-def _show(facts: dict[str, Any], as_json: bool) -> None:
-    """Prints facts as JSON, or as a table with a line a fact."""
-    if as_json:
-        _print_json(facts)
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in facts.items():
-        table.add_row(name.replace("_", " "), Text(_words(value)))
-    Console().print(table, highlight=False)
-
-
-def _print_rows(rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table; the first row is its header, and all columns but the first are numbers."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for index, title in enumerate(rows[0]):
-        table.add_column(title, justify="right" if index else "left", no_wrap=not index)
-    for row in rows[1:]:
-        table.add_row(*row)
-    Console().print(table, highlight=False)
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return "\n".join(_words(part) for part in value)
-    return str(value)
-
-
-@contextmanager
-def reported(quiet: bool) -> Iterator["Listener"]:
-    """Shows stages, notes and progress on standard error, if it is not to be quiet."""
-    from hwnas.stages import Listener
-
-    if quiet:
-        yield Listener()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False)
-    columns = (
-        BarColumn(30),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
+    print_facts(
+        {**where, "verdicts": facts["verdicts"], **{name: value for name, value in files.items() if value}}, False
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, visible=False)
 
-        def say(text: str) -> None:
-            console.print(text, markup=False, soft_wrap=True)
 
-        def stage(text: str) -> None:
-            bar.reset(task, total=None, visible=False, description="")
-            say(text)
-
-        def progress(done: int, total: int, words: str) -> None:
-            bar.update(task, completed=done, total=total, description=words, visible=True)
-
-        yield Listener(stage, lambda text: say(f"Note: {text}"), progress)
+# ---- the command as a process -------------------------------------------------------------------------------------
 
 
 def main() -> None:

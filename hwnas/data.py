@@ -10,7 +10,7 @@ the `DataSet`; an exported model takes the same.
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -94,6 +94,9 @@ class Split:
         if isinstance(self.images, StreamedImages):
             return _streamed_batches(self.images, self.labels, order, batch_size)
         return _memory_batches(self.images, self.labels, order, batch_size)
+
+
+AnySplit = TypeVar("AnySplit", bound=Split)
 
 
 class TrainSplit(Split):
@@ -201,6 +204,20 @@ def stratified_part(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarr
     return np.setdiff1d(np.arange(len(labels)), part, assume_unique=True), part
 
 
+def stratified_subset(split: AnySplit, count: int, seed: int) -> AnySplit:
+    """About `count` images of a split, in its order, each class with its share; `stratified_part` says which.
+
+    All of them if there are no more.
+    """
+    if count >= len(split):
+        return split
+    _, places = stratified_part(split.labels, count, seed)
+    images = split.images
+    if isinstance(images, StreamedImages):
+        return type(split)(replace(images, indices=images.indices[places]), split.labels[places])
+    return type(split)(images[places], split.labels[places])
+
+
 def _divided(found: FoundImages, image_size: int, seed: int) -> DataSet:
     """The splits of a source, each in memory if all of them fit."""
     if len(found.classes) < 2:
@@ -233,9 +250,6 @@ def _whole(part: LabelledImages | None) -> tuple[LabelledImages, np.ndarray] | N
 
 def _part_size(found: FoundImages, count: int) -> int:
     return found.set_apart or min(MOST_SET_APART, round(SET_APART * count))
-
-
-AnySplit = TypeVar("AnySplit", bound=Split)
 
 
 def _split(

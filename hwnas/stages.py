@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hwnas.errors import HwnasError
 from hwnas.latency import LatencyTable, Measurement, Prediction, load_table, table_path
 from hwnas.memory import MEGABYTE
+from hwnas.methods import method
 from hwnas.network import Network
 from hwnas.runs import Proof, Requirement, Timing, write_bytes, write_text
 from hwnas.space import Architecture, SearchSpace
@@ -61,6 +62,7 @@ class Job:
         tables: the folder of latency tables.
         epochs, retrain_epochs: passes over the training images for the supernet and for the winner.
         batch_size, learning_rate: of both trainings.
+        method: how the supernet is trained, one of `methods.METHODS`.
         force: takes a latency table that failed its own check.
         listener: is told what happens.
     """
@@ -79,12 +81,14 @@ class Job:
     retrain_epochs: int = 5
     batch_size: int = 16
     learning_rate: float = 0.05
+    method: str = "single-path"
     force: bool = False
     listener: Listener = Listener()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise HwnasError(f"The learning rate is a number above 0, such as 0.05. It is {self.learning_rate}.")
+        method(self.method)
 
 
 def tables_folder() -> Path:
@@ -126,6 +130,7 @@ SETTINGS = (
     "retrain_epochs",
     "batch_size",
     "learning_rate",
+    "method",
 )
 """The fields of a job that a run's folder remembers."""
 
@@ -208,7 +213,7 @@ def measured_table(job: Job) -> tuple[Path, LatencyTable]:
 
 def supernet_folder(job: Job, recipe: "Recipe") -> Path:
     """The folder of a supernet, whose name tells space, data, and, in eight digits, everything else that made it."""
-    facts = json.dumps([job.space.digest, job.data.fingerprint, asdict(recipe), job.seed])
+    facts = json.dumps([job.space.digest, job.data.fingerprint, asdict(recipe), job.method, job.seed])
     digits = hashlib.sha256(facts.encode()).hexdigest()[:8]
     return job.runs / f"supernet-{job.space.name}-{file_name(job.data.name)}-{digits}"
 
@@ -225,38 +230,46 @@ def trained_supernet(job: Job) -> tuple[Path, "Supernet"]:
     from flax import nnx
 
     from hwnas.supernet import Supernet
-    from hwnas.training import sandwich, train
+    from hwnas.training import train
 
-    recipe = supernet_recipe(job)
+    recipe, how = supernet_recipe(job), method(job.method)
     folder = supernet_folder(job, recipe)
-    job.listener.stage(f"Training the supernet of {job.space.name} on {job.data.name}, {recipe.epochs} epochs")
+    job.listener.stage(
+        f"Training the supernet of {job.space.name} on {job.data.name} by {how.name}, {recipe.epochs} epochs"
+    )
     facts = {"space": job.space.name, "data": job.data.name, "data_fingerprint": job.data.fingerprint}
-    facts |= {"recipe": asdict(recipe), "seed": job.seed, "sampling": "uniform single paths with the sandwich rule"}
+    facts |= {"recipe": asdict(recipe), "seed": job.seed, "method": how.name, "source": how.source}
     write_text(folder / "supernet.json", json.dumps(facts, indent=1))
     model = train(
         Supernet(job.space, rngs=nnx.Rngs(job.seed)),
         job.data,
         recipe,
         folder / "checkpoints",
-        paths=sandwich(job.space, job.seed),
+        paths=how.sampler(job.space, None, job.seed),
+        distils=how.distils,
+        watched=watched(job),
         seed=job.seed,
         on_step=_step_listener(job),
     )
     return folder, model
 
 
-def supernet_facts(job: Job, model: "Supernet") -> dict[str, Any]:
-    """Accuracy of the two ends of a trained supernet, and of a middle one, on the validation split."""
+def watched(job: Job) -> dict[str, tuple[int, ...]]:
+    """The architectures whose accuracy tells how a supernet is doing: its two ends, and a random one."""
     from random import Random
 
+    space = job.space
+    found = {"smallest": space.smallest, "largest": space.largest, "random": space.sample(Random(job.seed))}
+    return {name: space.encode(architecture) for name, architecture in found.items()}
+
+
+def supernet_facts(job: Job, model: "Supernet") -> dict[str, Any]:
+    """Accuracy of the watched architectures of a trained supernet on the validation split."""
     from hwnas.training import Scorer
 
-    scorer, space = Scorer(model, job.data), job.space
-    drawn = space.sample(Random(job.seed))
-    ends = {"smallest": space.smallest, "largest": space.largest, "drawn": drawn}
+    scorer = Scorer(model, job.data)
     return {
-        f"{name}_validation_accuracy": scorer.accuracy(job.data.validation, space.encode(architecture))
-        for name, architecture in ends.items()
+        f"{name}_validation_accuracy": scorer.accuracy(job.data.validation, code) for name, code in watched(job).items()
     }
 
 
@@ -268,6 +281,7 @@ def file_name(text: str) -> str:
 def _step_listener(job: Job) -> Callable[["Progress"], None]:
     def on_step(progress: "Progress") -> None:
         words = f"loss {progress.loss:.3f}, {progress.images_per_second:.0f} images/s"
+        words += "".join(f", {name} {accuracy:.1%}" for name, accuracy in progress.accuracies.items())
         job.listener.progress(progress.step, progress.steps, words)
 
     return on_step

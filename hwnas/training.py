@@ -5,12 +5,14 @@ statistics of just that architecture are estimated anew and exactly, over a fixe
 """
 
 import ctypes
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any, TypeVar
 
 import jax
@@ -20,18 +22,19 @@ import optax
 from flax import nnx
 
 from hwnas.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from hwnas.data import DataSet, Split, TrainSplit, augment, normalize
+from hwnas.data import DataSet, Split, augment, normalize, stratified_subset
 from hwnas.errors import HwnasError
 from hwnas.jax_network import FixedNetwork
-from hwnas.space import SearchSpace
+from hwnas.methods import PathSampler, without_choice
 from hwnas.supernet import Statistics, Supernet
 
 Model = TypeVar("Model", Supernet, FixedNetwork)
 
-PathSampler = Callable[[int], np.ndarray]
-"""The encodings that a step trains, `[P, places]`, by the number of the step."""
-
 CHECKPOINT_SECONDS = 30.0
+SCORING_SHARE = 0.03
+"""Of the time of training, what the scoring of the watched architectures may take."""
+DIVERGED, DIVERGED_STEPS = 3.0, 50
+"""Training has diverged when the mean loss of so many steps is so many times that of a guess, `log(classes)`."""
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's `mallopt`."""
 
@@ -59,13 +62,26 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a finished step tells."""
+    """What a finished step tells.
+
+    Attributes:
+        step, steps: how many are done, and how many there are in all.
+        loss: the mean over the paths of the step.
+        learning_rate: of the step.
+        images_per_second: that entered the network, over all steps of this process but the first, which compiles.
+        seconds_left: until the last step, at that pace.
+        accuracies: of the watched architectures, by name, on the validation split, when they were scored last.
+        scored: whether that was after this step.
+    """
 
     step: int
     steps: int
     loss: float
+    learning_rate: float
     images_per_second: float
     seconds_left: float
+    accuracies: Mapping[str, float]
+    scored: bool
 
 
 def no_progress(progress: Progress) -> None:
@@ -87,32 +103,6 @@ def prepare_process(folder: Path) -> None:
         mallopt(M_ARENA_MAX, 1)
 
 
-# ---- paths -------------------------------------------------------------------------------------------------------
-
-
-def single_path(step: int) -> np.ndarray:
-    """For a single network: one path without any choice."""
-    return np.zeros((1, 0), np.int32)
-
-
-def sandwich(space: SearchSpace, seed: int, count: int = 2) -> PathSampler:
-    """Uniform single paths with the sandwich rule: each step trains `count` random paths.
-
-    In every fourth step the largest, and two steps later the smallest architecture stands in for one of them; all
-    others are drawn by `SearchSpace.sample`. Sources: uniform single paths, SPOS (arXiv 1904.00420, section 3.2); the
-    sandwich rule, universally slimmable networks (arXiv 1903.05134, section 3.2), here spread over steps, so that most
-    of the work goes into what a search looks at.
-    """
-    ends = {0: space.encode(space.largest), 2: space.encode(space.smallest)}
-
-    def paths(step: int) -> np.ndarray:
-        rng = Random(f"{seed}/{step}")
-        drawn = [space.encode(space.sample(rng)) for _ in range(count)]
-        return np.array([ends.get(step % 4, drawn[0]), *drawn[1:]], np.int32)
-
-    return paths
-
-
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +119,9 @@ def train(
     recipe: Recipe,
     folder: Path,
     *,
-    paths: PathSampler = single_path,
+    paths: PathSampler = without_choice,
+    distils: bool = False,
+    watched: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     on_step: Callable[[Progress], None] = no_progress,
 ) -> Model:
@@ -140,37 +132,58 @@ def train(
 
     Args:
         model: where to start; it is not changed.
-        data: only the training split is read.
+        data: the training split is trained on, the validation split scores what is watched.
         recipe: how.
         folder: receives the checkpoints, one every half minute and one at the end.
         paths: what each step trains; each path takes an equal part of the batch.
+        distils: all paths of a step take its whole batch instead, and the first teaches the others; `methods.Method`.
+        watched: encodings to score from time to time, by name.
         seed: of batches and augmentation.
         on_step: is told of every step.
 
     Raises:
-        HwnasError: the loss is no longer a number, a checkpoint is damaged, the disk is full.
+        HwnasError: the training diverged, a checkpoint is damaged, the disk is full.
     """
-    per_epoch = len(data.train) // recipe.batch_size
+    per_epoch, count = len(data.train) // recipe.batch_size, len(paths(0))
     if per_epoch == 0:
         raise HwnasError(
             f"A batch of {recipe.batch_size} images is larger than the training split of {data.name}, "
             f"{len(data.train)} images. Give a smaller --batch-size."
         )
-    if recipe.batch_size % len(paths(0)):
+    if recipe.batch_size % count and not distils:
         raise HwnasError(
-            f"Each of the {len(paths(0))} paths of a step takes an equal part of the batch; a batch of "
-            f"{recipe.batch_size} does not divide. Give a --batch-size that is a multiple of {len(paths(0))}."
+            f"Each of the {count} paths of a step takes an equal part of the batch; a batch of {recipe.batch_size} "
+            f"does not divide. Give a --batch-size that is a multiple of {count}."
         )
     steps = recipe.epochs * per_epoch
     graph, weights = nnx.split(model, nnx.Param)
     weights = jax.tree.map(jnp.copy, weights)  # each step gives its input's memory away
     state = (weights, _optimizer(recipe).init(weights))
-    done = 0
+    step = 0
     if found := newest_checkpoint(folder):
-        done, state = found[0], jax.tree.map(jnp.asarray, load_checkpoint(found[1], state))
-    if done < steps:
-        step_function = training_step(graph, recipe, data)
-        state = _loop(step_function, state, done, steps, per_epoch, data.train, recipe, folder, paths, seed, on_step)
+        step, state = found[0], jax.tree.map(jnp.asarray, load_checkpoint(found[1], state))
+    if step >= steps:
+        return nnx.merge(graph, state[0])
+    take_step, rate = training_step(graph, recipe, data, distils=distils), _learning_rate(recipe, steps)
+    key, guard = jax.random.key(seed), _Guard(recipe, folder, math.log(len(data.classes)))
+    watch = _Watch(data, watched or {})
+    pace = _Pace(step, steps, recipe.batch_size * (count if distils else 1))
+    saved = time.monotonic()
+    for epoch in range(step // per_epoch, recipe.epochs):
+        begin = step - epoch * per_epoch
+        for batch in data.train.batches(recipe.batch_size, seed=seed, epoch=epoch, start_batch=begin):
+            codes, rate_now = paths(step), rate(step)
+            *state, losses = take_step(*state, jax.random.fold_in(key, step), rate_now, *batch, codes)
+            losses, step = np.asarray(losses), step + 1
+            guard.check(step, losses, codes)
+            due = step == steps or time.monotonic() - saved > CHECKPOINT_SECONDS
+            scored = due and watch.score(nnx.merge(graph, state[0]))
+            loss, (images_per_second, seconds_left) = float(losses.mean()), pace.after(step, watch.seconds)
+            on_step(Progress(step, steps, loss, rate_now, images_per_second, seconds_left, watch.accuracies, scored))
+            if due:  # what is told of a step is told before it counts as done
+                guard.check_weights(step, state, codes)
+                save_checkpoint(folder, step, tuple(state))
+                saved = time.monotonic()
     return nnx.merge(graph, state[0])
 
 
@@ -184,42 +197,78 @@ def trained_already(model: Model, folder: Path) -> Model | None:
     return nnx.merge(graph, load_checkpoint(found[1], (weights, moments))[0])
 
 
-def _loop(
-    step_function: Callable[..., Any],
-    state: Any,
-    done: int,
-    steps: int,
-    per_epoch: int,
-    split: TrainSplit,
-    recipe: Recipe,
-    folder: Path,
-    paths: PathSampler,
-    seed: int,
-    on_step: Callable[[Progress], None],
-) -> Any:
-    key, rate = jax.random.key(seed), _learning_rate(recipe, steps)
-    started = saved = time.monotonic()
-    first, step = done, done
-    for epoch in range(done // per_epoch, recipe.epochs):
-        begin = step - epoch * per_epoch
-        for batch in split.batches(recipe.batch_size, seed=seed, epoch=epoch, start_batch=begin):
-            codes = paths(step)
-            *state, loss = step_function(*state, jax.random.fold_in(key, step), rate(step), *batch, codes)
-            step, loss, now = step + 1, float(loss), time.monotonic()
-            if not np.isfinite(loss):
-                raise HwnasError(
-                    f"Training diverged: the loss of step {step} is {loss}, at a learning rate of up to "
-                    f"{recipe.learning_rate:g}. Give a lower --learning-rate."
-                )
-            if step == first + 1:
-                started = now  # the first step of a process compiles
-            pace = (step - first - 1) / (now - started) if step > first + 1 else 0.0
-            left = (steps - step) / pace if pace else float("nan")
-            on_step(Progress(step, steps, loss, pace * recipe.batch_size, left))
-            if step == steps or now - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(folder, step, tuple(state))
-                saved = now
-    return state
+class _Pace:
+    """How fast the steps of this process are; the first one compiles and does not count, nor does scoring."""
+
+    def __init__(self, done: int, steps: int, images: int) -> None:
+        self.first, self.steps, self.images = done + 1, steps, images
+        self.started = 0.0
+
+    def after(self, step: int, scoring_seconds: float) -> tuple[float, float]:
+        """Images a second so far and seconds left, once `step` is done and scoring has taken so long."""
+        now = time.monotonic() - scoring_seconds
+        if step == self.first:
+            self.started = now
+            return 0.0, float("nan")
+        seconds_a_step = (now - self.started) / (step - self.first)
+        return self.images / max(seconds_a_step, 1e-9), (self.steps - step) * seconds_a_step
+
+
+class _Watch:
+    """Scores architectures now and then, for `SCORING_SHARE` of the time at most."""
+
+    def __init__(self, data: DataSet, watched: Mapping[str, Sequence[int]]) -> None:
+        self.data, self.watched = data, watched
+        self.scorer: Scorer | None = None
+        self.accuracies: dict[str, float] = {}
+        self.seconds, self.next = 0.0, 0.0
+
+    def score(self, model: Supernet | FixedNetwork) -> bool:
+        """Scores the watched architectures with the weights of `model` if it is time; tells whether it was."""
+        started = time.monotonic()
+        if not self.watched or started < self.next:
+            return False
+        self.scorer = self.scorer.of(model) if self.scorer else Scorer(model, self.data)
+        scores, times = {}, [started]
+        for name, code in self.watched.items():
+            scores[name] = self.scorer.accuracy(self.data.validation, code)
+            times.append(time.monotonic())
+        self.accuracies, self.seconds = scores, self.seconds + times[-1] - started
+        self.next = times[-1] + len(scores) * (times[-1] - times[-2]) / SCORING_SHARE  # the first one compiles
+        return True
+
+
+class _Guard:
+    """Stops a training that has diverged, with the step, the architecture and the last good checkpoint."""
+
+    def __init__(self, recipe: Recipe, folder: Path, guess: float) -> None:
+        self.recipe, self.folder, self.limit = recipe, folder, DIVERGED * guess
+        self.recent: deque[float] = deque(maxlen=DIVERGED_STEPS)
+
+    def check(self, step: int, losses: np.ndarray, codes: np.ndarray) -> None:
+        """Raises `HwnasError` if a path's loss is no number, or the recent ones are far above that of a guess."""
+        if not np.isfinite(losses).all():
+            path = int(np.flatnonzero(~np.isfinite(losses))[0])
+            raise self._error(step, f"the loss of step {step} is {losses[path]}", codes[path])
+        self.recent.append(float(losses.mean()))
+        mean = sum(self.recent) / len(self.recent)
+        if len(self.recent) == DIVERGED_STEPS and mean > self.limit:
+            what = f"the mean loss of the {DIVERGED_STEPS} steps up to step {step} is {mean:.3g}"
+            raise self._error(step, f"{what}, and a guess has {self.limit / DIVERGED:.3g}", codes[losses.argmax()])
+
+    def check_weights(self, step: int, state: Any, codes: np.ndarray) -> None:
+        """Raises `HwnasError` if a weight or a moment is no finite number, so that no such checkpoint is written."""
+        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state)):
+            raise self._error(step, f"step {step} made a weight that is no finite number", codes[-1])
+
+    def _error(self, step: int, what: str, code: np.ndarray) -> HwnasError:
+        trained = f", in which it trained the architecture [{' '.join(map(str, code))}]" if len(code) else ""
+        found = newest_checkpoint(self.folder)
+        kept = f"The last good checkpoint is {found[1]}" if found else "There is no checkpoint yet"
+        return HwnasError(
+            f"Training diverged: {what}{trained}, at a learning rate of up to {self.recipe.learning_rate:g}. "
+            f"{kept}. Give a lower --learning-rate."
+        )
 
 
 def _learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
@@ -244,32 +293,45 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def training_step(graph: Any, recipe: Recipe, data: DataSet) -> Any:
-    """The compiled step `(weights, moments, key, rate, images, labels, codes) -> (weights, moments, loss)`.
+def training_step(graph: Any, recipe: Recipe, data: DataSet, *, distils: bool = False) -> Any:
+    """The compiled step `(weights, moments, key, rate, images, labels, codes) -> (weights, moments, losses [P])`.
 
-    Each path trains on its own part of the batch; their gradients are averaged. It compiles once: the codes are an
+    The gradients of the P paths are averaged. Each trains on its own part of the batch; with `distils` each trains on
+    all of it, the first by the labels and the others by what the first predicts. It compiles once: the codes are an
     array, and the paths are looped over. Parts small enough for the cache also make a step on a CPU far quicker.
     """
     optimizer = _optimizer(recipe)
 
-    def loss(weights, images, labels, code):
+    def loss(weights, images, targets, code):
         logits, _ = run(nnx.merge(graph, weights), images, code)
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing)
-        return optax.softmax_cross_entropy(logits, targets).mean()
+        return optax.softmax_cross_entropy(logits, targets).mean(), logits
 
     def step(weights, moments, key, rate, images, labels, codes):
         images = augment(key, images, flip=data.flip, mean=data.mean, std=data.std)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, len(data.classes)), recipe.label_smoothing)
         paths = codes.shape[0]
-        parts = images.reshape(paths, -1, *images.shape[1:]), labels.reshape(paths, -1), codes
 
-        def one_path(total, part):
-            value, gradient = jax.value_and_grad(loss)(weights, *part)
-            return jax.tree.map(jnp.add, total, gradient), value
+        def one_path(total, images, targets, code):
+            (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(weights, images, targets, code)
+            return jax.tree.map(jnp.add, total, gradient), value, logits
 
-        gradient, losses = jax.lax.scan(one_path, jax.tree.map(jnp.zeros_like, weights), parts)
+        def part_of_batch(total, part):
+            return one_path(total, *part)[:2]
+
+        def whole_batch(carry, path):
+            index, code = path
+            total, value, logits = one_path(carry[0], images, carry[1], code)
+            return (total, jnp.where(index == 0, jax.nn.softmax(logits), carry[1])), value
+
+        nothing = jax.tree.map(jnp.zeros_like, weights)
+        if distils:
+            (gradient, _), losses = jax.lax.scan(whole_batch, (nothing, targets), (jnp.arange(paths), codes))
+        else:
+            parts = (images.reshape(paths, -1, *images.shape[1:]), targets.reshape(paths, -1, targets.shape[1]), codes)
+            gradient, losses = jax.lax.scan(part_of_batch, nothing, parts)
         gradient = jax.tree.map(lambda leaf: leaf / paths, gradient)
         updates, moments = optimizer.update(gradient, moments, weights)
-        return jax.tree.map(lambda old, update: old - rate * update, weights, updates), moments, losses.mean()
+        return jax.tree.map(lambda old, update: old - rate * update, weights, updates), moments, losses
 
     return jax.jit(step, donate_argnums=(0, 1))
 
@@ -292,9 +354,9 @@ class Scorer:
     ) -> None:
         graph, self.weights = nnx.split(model, nnx.Param)
         self.batch_size = min(batch_size, len(data.train))
-        batches = data.train.batches(self.batch_size, seed=0)
         count = max(1, min(calibration_images, len(data.train)) // self.batch_size)
-        self.calibration = [jnp.asarray(next(batches).images) for _ in range(count)]
+        chosen = stratified_subset(data.train, count * self.batch_size, seed=0)
+        self.calibration = [jnp.asarray(batch.images) for batch in chosen.batches(self.batch_size, seed=0)]
 
         def statistics(weights, images, code):
             return run(nnx.merge(graph, weights), normalize(images, data.mean, data.std), code)[1]
@@ -303,6 +365,12 @@ class Scorer:
             return run(nnx.merge(graph, weights), normalize(images, data.mean, data.std), code, statistics)[0]
 
         self._batch_statistics, self._logits = jax.jit(statistics), jax.jit(logits)
+
+    def of(self, model: Supernet | FixedNetwork) -> "Scorer":
+        """A scorer of other weights of the same network; nothing is compiled anew."""
+        other = copy(self)
+        other.weights = nnx.split(model, nnx.Param)[1]
+        return other
 
     def statistics(self, code: Iterable[int] = ()) -> Statistics:
         """Means and variances of every batch norm for one architecture, cumulative over the calibration images."""

@@ -15,15 +15,16 @@ from jax.experimental.compilation_cache import compilation_cache
 from numpy_network import run_in_numpy
 
 from hwnas import training
-from hwnas.checkpoints import newest_checkpoint
+from hwnas.checkpoints import load_checkpoint, newest_checkpoint
 from hwnas.data import DataSet, TestSplit, TrainSplit, ValidationSplit, load_data, normalize
 from hwnas.errors import HwnasError
 from hwnas.jax_network import FixedNetwork
+from hwnas.methods import single_paths
 from hwnas.network import Network, NetworkBuilder
 from hwnas.space import lower
 from hwnas.space_toml import parse_space
 from hwnas.supernet import Supernet, slice_weights
-from hwnas.training import Progress, Recipe, Scorer, sandwich, single_path, train, trained_already, training_step
+from hwnas.training import Progress, Recipe, Scorer, train, trained_already, training_step
 
 SPACE = parse_space("""
 name = "few choices"
@@ -147,6 +148,7 @@ def test_a_supernet_killed_while_it_writes_a_checkpoint_resumes_bit_for_bit(tmp_
     killed = """
     import os, pathlib, signal, sys
     from hwnas import checkpoints, training
+    from hwnas.methods import single_paths
     from test_training import RECIPE, SPACE, made_up_data, new_supernet
 
     digests, calls = checkpoints._digests, []
@@ -160,7 +162,7 @@ def test_a_supernet_killed_while_it_writes_a_checkpoint_resumes_bit_for_bit(tmp_
     checkpoints._digests = die_at_the_fourth
     training.CHECKPOINT_SECONDS = -1.0
     training.prepare_process(pathlib.Path(sys.argv[2]))
-    paths = training.sandwich(SPACE, seed=1)
+    paths = single_paths(SPACE, None, 1)
     training.train(new_supernet(), made_up_data(), RECIPE, pathlib.Path(sys.argv[1]), paths=paths, seed=1)
     """
     folder = tmp_path / "killed"
@@ -169,7 +171,7 @@ def test_a_supernet_killed_while_it_writes_a_checkpoint_resumes_bit_for_bit(tmp_
     assert child.returncode == -signal.SIGKILL
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000003", "unfinished-00000004"]
     found, whole = (
-        train(new_supernet(), made_up_data(), RECIPE, where, paths=sandwich(SPACE, seed=1), seed=1)
+        train(new_supernet(), made_up_data(), RECIPE, where, paths=single_paths(SPACE, None, 1), seed=1)
         for where in (folder, tmp_path / "whole")
     )
     same(found, whole)
@@ -197,10 +199,40 @@ def test_the_network_that_is_given_is_not_changed_and_can_be_used_afterwards(tmp
 # ---- refusals ----------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_training_with_the_step_and_what_to_do(tmp_path: Path):
-    recipe = Recipe(epochs=3, batch_size=8, learning_rate=1e38)
-    with pytest.raises(HwnasError, match=r"diverged: the loss of step \d+ is (nan|inf).*lower --learning-rate"):
-        train(new_network(), made_up_data(), recipe, tmp_path)
+def test_a_loss_that_is_no_number_stops_training_with_step_architecture_and_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    train(new_supernet(), made_up_data(), RECIPE, tmp_path, paths=single_paths(SPACE, None, 0))
+    code = SPACE.encode(SPACE.largest)
+
+    def paths(step: int) -> np.ndarray:
+        return np.array([code], np.int32)
+
+    longer = Recipe(epochs=40, batch_size=8, learning_rate=1e38)
+    message = rf"the loss of step \d+ is (nan|inf), in which it trained the architecture \[{' '.join(map(str, code))}\]"
+    with pytest.raises(HwnasError, match=message) as caught:
+        train(new_supernet(), made_up_data(), longer, tmp_path, paths=paths)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert f"The last good checkpoint is {found[1]}. Give a lower --learning-rate." in str(caught.value)
+    stored = load_checkpoint(found[1], (nnx.split(new_supernet(), nnx.Param)[1],) * 2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(stored))
+
+
+def test_a_path_that_diverges_alone_is_the_one_that_is_named():
+    guard = training._Guard(RECIPE, Path("nowhere"), 1.1)
+    guard.check(1, np.array([1.0, 2.0]), np.array([[1, 1], [2, 2]]))
+    with pytest.raises(HwnasError, match=r"the loss of step 2 is inf, .*architecture \[2 2\].*no checkpoint yet"):
+        guard.check(2, np.array([1.0, np.inf]), np.array([[1, 1], [2, 2]]))
+
+
+def test_losses_that_stay_far_above_a_guess_stop_training_and_single_ones_do_not():
+    guard, code = training._Guard(RECIPE, Path("nowhere"), 1.0), np.array([[3]])
+    for step in range(200):
+        guard.check(step, np.array([100.0 if step % 50 == 7 else 1.0]), code)
+    with pytest.raises(HwnasError, match=r"the mean loss of the 50 steps up to step 2\d\d is .*a guess has 1"):
+        _ = [guard.check(step, np.array([5.0]), code) for step in range(200, 300)]
 
 
 def test_a_batch_larger_than_the_training_split_is_refused_with_both_sizes(tmp_path: Path):
@@ -209,8 +241,11 @@ def test_a_batch_larger_than_the_training_split_is_refused_with_both_sizes(tmp_p
 
 
 def test_a_batch_that_the_paths_cannot_share_evenly_is_refused_with_both_numbers(tmp_path: Path):
+    def two(step: int) -> np.ndarray:
+        return np.zeros((2, 0), np.int32)
+
     with pytest.raises(HwnasError, match=r"Each of the 2 paths .* a batch of 5 does not divide.*multiple of 2"):
-        train(new_supernet(), made_up_data(), Recipe(epochs=1, batch_size=5), tmp_path, paths=sandwich(SPACE, seed=0))
+        train(new_network(), made_up_data(), Recipe(epochs=1, batch_size=5), tmp_path, paths=two)
 
 
 def test_the_checkpoint_of_another_network_is_refused(tmp_path: Path):
@@ -223,23 +258,6 @@ def test_the_checkpoint_of_another_network_is_refused(tmp_path: Path):
 # ---- paths and steps ---------------------------------------------------------------------------------------------
 
 
-def test_the_steps_train_random_architectures_and_the_two_ends_in_turn():
-    paths = sandwich(SPACE, seed=0, count=3)
-    drawn = set()
-    for step in range(48):
-        codes = paths(step)
-        assert codes.shape == (3, len(SPACE.radices))
-        assert codes.dtype == np.int32
-        if step % 2 == 0:
-            assert tuple(codes[0]) == SPACE.encode(SPACE.smallest if step % 4 else SPACE.largest)
-        drawn |= {tuple(code) for code in codes[1:].tolist()}
-        np.testing.assert_array_equal(codes, sandwich(SPACE, seed=0, count=3)(step))
-    assert len(drawn) > 40
-    assert all(code == SPACE.canonical(code) for code in drawn)
-    assert (sandwich(SPACE, seed=1)(0)[1:] != sandwich(SPACE, seed=0)(0)[1:]).any()
-    assert single_path(3).shape == (1, 0)
-
-
 def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
     data, rng = made_up_data(), Random(0)
     graph, weights = nnx.split(new_supernet(), nnx.Param)
@@ -249,7 +267,7 @@ def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
         (batch,) = data.train.batches(32, seed=number)
         codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
         *state, loss = step(*state, jax.random.key(number), 0.1, *batch, codes)
-        losses.append(float(loss))
+        losses.append(float(loss.mean()))
     assert step._cache_size() == 1
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 

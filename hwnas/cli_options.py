@@ -1,0 +1,30 @@
+"""The options that several verbs of the command line share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Space = Annotated[str, typer.Option("--space", help="A search space: a name that comes with hwnas, or a TOML file.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", help="Images: digits, cifar10, fashion-mnist, eurosat, a folder by class, Parquet or .npz file."
+    ),
+]
+DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that a run of the model may use.")]
+BatchImages = Annotated[int, typer.Option("--batch", min=1, help="Images a run of the model takes.")]
+Precision = Annotated[str, typer.Option("--precision", help="Arithmetic of the model on the device: fp32 or int8.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of results.")]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images for the supernet.")]
+RetrainEpochs = Annotated[
+    int, typer.Option("--retrain-epochs", min=1, help="Passes over the training images for the found network.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Images a training step.")]
+Method = Annotated[str, typer.Option("--method", help="How the supernet is trained: single-path, fair or sandwich.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", help="The highest one of the schedule.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+DEFAULT_SPACE, DEFAULT_DATA, DEFAULT_METHOD = "shufflenet-tiny", "digits", "single-path"
