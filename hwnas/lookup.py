@@ -26,7 +26,7 @@ Codes = NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
-class _Stage:
+class StageCosts:
     """The units that can stand in one stage.
 
     Attributes:
@@ -58,7 +58,7 @@ class ArrayPredictor:
 
     radices: NDArray[np.int64]
     stem: Costs
-    stages: tuple[_Stage, ...]
+    stages: tuple[StageCosts, ...]
     head: Costs
     calibration: Calibration
 
@@ -111,7 +111,7 @@ def array_predictor(table: LatencyTable, space: SearchSpace) -> ArrayPredictor:
         network = network_at(space, [place])
         return table.raw_sum_ms(network), parameters(network)
 
-    stages: list[_Stage] = []
+    stages: list[StageCosts] = []
     inputs: tuple[int, ...] = (space.stem_channels,)
     first, later = (tuple(space.unit_choices(stride)) for stride in (2, 1))
     for number, stage in enumerate(space.stages, 2):
@@ -124,7 +124,7 @@ def array_predictor(table: LatencyTable, space: SearchSpace) -> ArrayPredictor:
             for width in stage.width
         ]
         steps = _steps(space, 2), _steps(space, 1)
-        stages.append(_Stage(np.array(stage.depth), *steps, np.array(first_costs), np.array(later_costs)))
+        stages.append(StageCosts(np.array(stage.depth), *steps, np.array(first_costs), np.array(later_costs)))
         inputs = stage.width
     return ArrayPredictor(
         np.array(space.radices),

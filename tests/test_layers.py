@@ -54,6 +54,7 @@ FLOORS = {
     "breakdown": 5,
     "cautions": 5,
     "evolution": 5,
+    "feasible": 5,
     "export": 5,
     "guideline_prior": 4,
     "guideline_profiling": 5,

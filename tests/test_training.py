@@ -216,7 +216,8 @@ def test_a_loss_that_is_no_number_stops_training_with_step_architecture_and_last
     found = newest_checkpoint(tmp_path)
     assert found is not None
     assert f"The last good checkpoint is {found[1]}. Give a lower --learning-rate." in str(caught.value)
-    stored = load_checkpoint(found[1], (nnx.split(new_supernet(), nnx.Param)[1],) * 2)
+    weights = nnx.split(new_supernet(), nnx.Param)[1]
+    stored = load_checkpoint(found[1], (weights, training._optimizer(RECIPE).init(weights)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(stored))
 
 
