@@ -49,6 +49,7 @@ FLOORS = {
     "lookup": 4,
     "measure": 4,
     "drawing": 4,
+    "event_log": 4,
     "runs": 4,
     "training": 4,
     "breakdown": 5,
