@@ -269,7 +269,7 @@ def test_a_finalist_that_breaks_a_limit_as_measured_is_dropped():
 
 def test_a_learning_rate_that_diverges_is_said_with_what_to_do(here: Home, found: dict[str, Any], tmp_path: Path):
     architecture = found["run"] / "architecture.json"
-    with pytest.raises(HwnasError, match=r"Training diverged: .* of up to 1e\+30\. Give a lower --learning-rate"):
+    with pytest.raises(HwnasError, match=r"Training diverged: .* of up to 1e\+30\. .*Give a lower --learning-rate"):
         retrain_architecture(
             architecture, tmp_path, None, lambda space: replace(tiny_job(here, tmp_path), learning_rate=1e30)
         )
