@@ -129,9 +129,8 @@ def _chosen(weights: NDArray[np.float64], rng: Random) -> int:
 def _before(counts: Counts, at: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
     """The counts in the cells from which each of the steps `[N, 2]` leads to the cell `at`."""
     cells = at - steps
-    inside = (cells >= 0).all(1)
-    rows, columns = np.where(inside[:, None], cells, 0).T
-    return np.where(inside, counts[rows, columns], 0)
+    rows, columns = np.maximum(cells, 0).T
+    return np.where(np.all(cells >= 0, axis=1), counts[rows, columns], 0)
 
 
 def feasible(space: SearchSpace, predictor: ArrayPredictor, budget_ms: float) -> Feasible:
@@ -149,10 +148,11 @@ def feasible(space: SearchSpace, predictor: ArrayPredictor, budget_ms: float) ->
     steps = tuple((_cells(stage.first, widths), _cells(stage.later, widths)) for stage in predictor.stages)
     start = np.zeros(BINS)
     start[0, 0] = 1
-    ends, units = [(start,)], []
+    ends: list[tuple[Counts, ...]] = [(start,)]
+    units: list[tuple[tuple[Counts, ...], ...]] = []
     for (first, later), stage in zip(steps, predictor.stages, strict=True):
         depth = int(stage.depths.max())
-        counts = [tuple(_moved(ends[-1], first[:, width]) for width in range(first.shape[1]))]
+        counts = [tuple(_moved(ends[-1], list(first[:, width])) for width in range(first.shape[1]))]
         for _ in range(1, depth):
             counts.append(tuple(_moved([before], [later[width]]) for width, before in enumerate(counts[-1])))
         units.append(tuple(counts))
