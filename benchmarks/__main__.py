@@ -26,6 +26,9 @@ BENCHMARKS = {
     "guideline-prior": ("benchmarks.searches", "what the guidelines' prior gains a search, over several seeds"),
     "macs-against-latency": ("benchmarks.searches", "accuracy at equal latency: limited by latency or by MACs"),
     "lookup-speed": ("benchmarks.lookup_speed", "architectures of shufflenet-224 predicted in a second, in one call"),
+    "train-speed": ("benchmarks.training_speed", "training ShuffleNet V2 1x at 32x32 against PyTorch"),
+    "supernet-speed": ("benchmarks.training_speed", "training the supernet of shufflenet-32 against PyTorch"),
+    "score-speed": ("benchmarks.training_speed", "scoring candidates of shufflenet-32 against PyTorch"),
     "main-job": ("benchmarks.main_job", "seconds of hwnas search --budget-ms 1 from nothing, and again"),
     "cifar10": ("benchmarks.cifar10", "a real search on CIFAR-10 against ShuffleNet V2 and against random search"),
 }

@@ -32,10 +32,13 @@ class Unit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    def __init__(self, width: str = "1x", classes: int = 1000) -> None:
+    """`small_images` has a stem of stride 1 without a pool, as is usual at 32x32."""
+
+    def __init__(self, width: str = "1x", classes: int = 1000, *, small_images: bool = False) -> None:
         super().__init__()
         *stages, head = STAGES[width]
-        layers: list[nn.Module] = [conv_bn(3, 24, 3, 2), nn.MaxPool2d(3, 2, 1)]
+        pool = [] if small_images else [nn.MaxPool2d(3, 2, 1)]
+        layers: list[nn.Module] = [conv_bn(3, 24, 3, 1 if small_images else 2), *pool]
         channels = 24
         for outputs, repeats in zip(stages, (4, 8, 4), strict=True):
             layers += [Unit(channels if i == 0 else outputs, outputs, 2 if i == 0 else 1) for i in range(repeats)]

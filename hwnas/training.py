@@ -156,9 +156,7 @@ def train(
             f"does not divide. Give a --batch-size that is a multiple of {count}."
         )
     steps = recipe.epochs * per_epoch
-    graph, weights = nnx.split(model, nnx.Param)
-    weights = jax.tree.map(jnp.copy, weights)  # each step gives its input's memory away
-    state = (weights, _optimizer(recipe).init(weights))
+    graph, state = start_state(model, recipe)
     step = 0
     if found := newest_checkpoint(folder):
         step, state = found[0], jax.tree.map(jnp.asarray, load_checkpoint(found[1], state))
@@ -185,6 +183,13 @@ def train(
                 save_checkpoint(folder, step, tuple(state))
                 saved = time.monotonic()
     return nnx.merge(graph, state[0])
+
+
+def start_state(model: Model, recipe: Recipe) -> tuple[Any, Any]:
+    """The graph of a network, and `(weights, moments)` to start from; the weights are copies."""
+    graph, weights = nnx.split(model, nnx.Param)
+    weights = jax.tree.map(jnp.copy, weights)  # each step gives its input's memory away
+    return graph, (weights, _optimizer(recipe).init(weights))
 
 
 def trained_already(model: Model, folder: Path) -> Model | None:
