@@ -15,6 +15,7 @@ import numpy as np
 
 from hwnas.drift import Check, drift_ratio
 from hwnas.line import Line, fit_line
+from hwnas.ranking import kendall_tau
 
 ERROR_LIMIT, NOISE_FACTOR, NOISE_LIMIT, COVERAGE_LIMIT = 0.04, 1.5, 0.08, 0.85
 """What a table must keep to be relied on: a mean absolute error of so much or of so many times the noise floor, and
@@ -178,7 +179,7 @@ class Calibration:
 
     @property
     def kendall_tau(self) -> float:
-        """Rank correlation of predicted and measured latency on the held-out networks (Kendall 1938, tau-a)."""
+        """Rank correlation of predicted and measured latency on the held-out networks (`kendall_tau`)."""
         return kendall_tau(*self._held_out_ms)
 
     @property
@@ -221,14 +222,6 @@ def relative_errors(calibration: Calibration, networks: Sequence[WholeNetwork]) 
 def root_mean_square(values: Sequence[float]) -> float:
     """Zero for no values."""
     return math.sqrt(sum(value * value for value in values) / len(values)) if values else 0.0
-
-
-def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
-    """Concordant less discordant pairs over all pairs; 0 for fewer than two values."""
-    x, y = np.asarray(first), np.asarray(second)
-    signs = np.sign(x[:, None] - x) * np.sign(y[:, None] - y)
-    pairs = len(x) * (len(x) - 1)
-    return float(signs.sum() / pairs) if pairs else 0.0
 
 
 def calibrate(networks: Sequence[WholeNetwork]) -> Calibration:

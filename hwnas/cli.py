@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from hwnas import cli_training
+from hwnas import cli_training, cli_trust
 from hwnas.cli_options import (
     DEFAULT_DATA,
     DEFAULT_METHOD,
@@ -49,6 +49,7 @@ app = typer.Typer(
     epilog="Start with: hwnas search --budget-ms 1",
 )
 cli_training.add_verbs(app)
+cli_trust.add_verbs(app)
 
 
 @app.command(epilog="Example: hwnas search --budget-ms 1 --data photos/")

@@ -30,6 +30,11 @@ WIDTH = 480
 """Of every picture, in SVG units: narrow, so that its text can still be read when a phone shrinks it."""
 
 
+def short_text(architecture: Mapping[str, Any]) -> str:
+    """Units and width of each stage of what `Architecture.to_json` wrote, parsed: `3×64, 4×224, 1×448`."""
+    return ", ".join(f"{len(stage['units'])}×{stage['width']}" for stage in architecture["stages"])
+
+
 def themed(rule: Callable[[str, str], str]) -> str:
     """CSS that gives `rule(name, value)` for each colour, on light and on dark backgrounds."""
     light, dark = (" ".join(rule(name, values[i]) for name, values in COLOURS.items()) for i in (0, 1))

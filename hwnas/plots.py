@@ -1,4 +1,4 @@
-"""The two plots of a run as SVG: accuracy against latency, and measured against predicted latency."""
+"""The plots of a run as SVG, accuracy against latency and measured against predicted latency, and what makes a plot."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -95,7 +95,8 @@ def limits(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:
 # ---- marks -------------------------------------------------------------------------------------------------------
 
 
-def _dot(x: float, y: float, note: str = "", classes: str = "f-soft", r: float = 3, **more: str) -> str:
+def dot(x: float, y: float, note: str = "", classes: str = "f-soft", r: float = 3, **more: str) -> str:
+    """A mark, as are the following; `note` is shown where a pointer rests on it."""
     return element("circle", *_note(note), cx=x, cy=y, r=r, class_=classes, **more)
 
 
@@ -108,14 +109,14 @@ def _cross(x: float, y: float, note: str = "") -> str:
     return element("g", *_note(note), shape)
 
 
-def _star(x: float, y: float, note: str = "") -> str:
+def star(x: float, y: float, note: str = "") -> str:
     radii = (9.5, 4)
     corners = [(radii[i % 2], math.pi * i / 5) for i in range(10)]
     shape = polygon([(x + r * math.sin(angle), y - r * math.cos(angle)) for r, angle in corners], "f-half s-card")
     return element("g", *_note(note), shape)
 
 
-def _square(x: float, y: float, note: str = "") -> str:
+def square(x: float, y: float, note: str = "") -> str:
     return element("g", *_note(note), box(x - 4.5, y - 4.5, 9, 9, "f-good s-card"))
 
 
@@ -127,7 +128,7 @@ def _note(words: str) -> tuple[str, ...]:
     return (element("title", words),) if words else ()
 
 
-def _legend(*rows: Sequence[tuple[str, str, float]]) -> str:
+def legend(*rows: Sequence[tuple[str, str, float]]) -> str:
     """Rows of (mark at the origin, words, width) above the plotting area."""
     parts = []
     for number, row in enumerate(rows):
@@ -173,22 +174,22 @@ def pareto_plot(result: RunResult, winner: Candidate) -> str:
         return axes.x(candidate.latency_ms), axes.y(100 * candidate.accuracy), _facts(candidate)
 
     parts = [axes.frame("estimated latency, ms", "validation accuracy, inherited weights, %")]
-    parts += [_dot(*at(candidate), fill_opacity="0.45") for candidate in shown]
+    parts += [dot(*at(candidate), fill_opacity="0.45") for candidate in shown]
     points = " ".join(f"{x:.2f},{y:.2f}" for x, y, _ in map(at, front))
     parts.append(element("polyline", points=points, class_="s-main", stroke_width=2))
-    parts += [_dot(*at(candidate), classes="f-main", r=3.6) for candidate in front]
+    parts += [dot(*at(candidate), classes="f-main", r=3.6) for candidate in front]
     parts.append(_budget_mark(axes, result.budget_ms, budget_is_near))
     parts += [(_ring if finalist.kept else _cross)(*at(finalist)) for finalist in result.finalists if finalist.measured]
-    parts.append(_star(*at(winner)))
-    pareto_mark = line(-9, 0, 9, 0, "main", 2) + _dot(0, 0, classes="f-main", r=3.6)
-    first = [(_dot(0, 0), f"scored ({len(result.scored):,})", 130.0), (pareto_mark, "Pareto set", 130.0)]
+    parts.append(star(*at(winner)))
+    pareto_mark = line(-9, 0, 9, 0, "main", 2) + dot(0, 0, classes="f-main", r=3.6)
+    first = [(dot(0, 0), f"scored ({len(result.scored):,})", 130.0), (pareto_mark, "Pareto set", 130.0)]
     first += [_budget_legend(result)] if budget_is_near else []
     second = [
-        (_star(0, 0), "winner", 130.0),
+        (star(0, 0), "winner", 130.0),
         (_ring(0, 0), "finalist", 130.0),
         (_cross(0, 0), "finalist, dropped", 0.0),
     ]
-    return picture(axes.height, "Accuracy against estimated latency", "".join(parts) + _legend(first, second))
+    return picture(axes.height, "Accuracy against estimated latency", "".join(parts) + legend(first, second))
 
 
 def _budget_mark(axes: Axes, budget_ms: float, is_near: bool) -> str:
@@ -224,16 +225,16 @@ def latency_plot(result: RunResult) -> str:
         parts.append(line(x - 7, axes.y(upper), x + 7, axes.y(upper), "main", 2))
         parts.append(line(x, axes.y(least), x, axes.y(most), "ink"))
     for finalist, timing in finalists:
-        mark = _square if finalist.kept else _cross
+        mark = square if finalist.kept else _cross
         parts.append(mark(axes.x(finalist.latency_ms), axes.y(timing.median_ms), _facts(finalist)))
     note = f"exported model: estimated {ms_text(proof.predicted_ms)}, measured {timing_text(proof.measured)}"
-    parts.append(_star(axes.x(proof.predicted_ms), axes.y(proof.measured.median_ms), note))
+    parts.append(star(axes.x(proof.predicted_ms), axes.y(proof.measured.median_ms), note))
     bound = line(0, -7, 0, 7, "side", 7) + line(-7, -7, 7, -7, "main", 2)
-    first = [(_star(0, 0), "exported model", 140.0), (_square(0, 0), "finalist", 175.0)]
+    first = [(star(0, 0), "exported model", 140.0), (square(0, 0), "finalist", 175.0)]
     first += [(_cross(0, 0), "finalist, dropped", 0.0)]
     second = [(bound, "upper bound", 140.0), (line(-8, 6, 8, -6, "soft"), "measured = estimated", 175.0)]
     second += [_budget_legend(result)] if budget_is_near else []
-    return picture(axes.height, "Measured against estimated latency", "".join(parts) + _legend(first, second))
+    return picture(axes.height, "Measured against estimated latency", "".join(parts) + legend(first, second))
 
 
 def _ends(timing: Timing) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from hwnas.drawing import FONT, architecture_picture, themed
+from hwnas.drawing import FONT, architecture_picture, short_text, themed
 from hwnas.errors import HwnasError
 from hwnas.plots import (
     accuracy_floor,
@@ -316,7 +316,7 @@ def _comparison(result: RunResult) -> str:
 def _finalists(result: RunResult, winner: Candidate) -> str:
     rows = [
         (
-            _short(finalist),
+            escape(short_text(finalist.architecture)),
             percent_text(finalist.accuracy),
             ms_text(finalist.latency_ms),
             ms_text(finalist.upper_ms),
@@ -350,11 +350,6 @@ def _reason(finalist: Candidate, winner: Candidate, budget_ms: float) -> str:
     if finalist.accuracy > winner.accuracy:
         return _verdict(False, "", f"dropped: once trained and exported, measured over {budget_ms:g} ms")
     return "within the budget"
-
-
-def _short(candidate: Candidate) -> str:
-    """Units and width of each stage: `3×64, 4×224, 1×448`."""
-    return escape(", ".join(f"{len(stage['units'])}×{stage['width']}" for stage in candidate.architecture["stages"]))
 
 
 def _proof(result: RunResult) -> str:

@@ -137,9 +137,13 @@ SETTINGS = (
 
 def save_settings(folder: Path, job: Job, **further: Any) -> None:
     """Writes `run.json`: all that `show` and `export` need to know of how a run was made."""
+    write_text(folder / "run.json", json.dumps(settings_of(job) | further, indent=1))
+
+
+def settings_of(job: Job) -> dict[str, Any]:
+    """What makes a job again."""
     settings = {"space": _absolute(job.sources[0]), "data": _absolute(job.sources[1])}
-    settings |= {name: getattr(job, name) for name in SETTINGS}
-    write_text(folder / "run.json", json.dumps(settings | further, indent=1))
+    return settings | {name: getattr(job, name) for name in SETTINGS}
 
 
 def load_settings(folder: Path) -> dict[str, Any]:
@@ -239,7 +243,7 @@ def trained_supernet(job: Job) -> tuple[Path, "Supernet"]:
     )
     facts = {"space": job.space.name, "data": job.data.name, "data_fingerprint": job.data.fingerprint}
     facts |= {"recipe": asdict(recipe), "seed": job.seed, "method": how.name, "source": how.source}
-    write_text(folder / "supernet.json", json.dumps(facts, indent=1))
+    write_text(folder / "supernet.json", json.dumps(facts | {"settings": settings_of(job)}, indent=1))
     model = train(
         Supernet(job.space, rngs=nnx.Rngs(job.seed)),
         job.data,

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, kendall_tau, upper_ratio_of
+from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, upper_ratio_of
 from hwnas.errors import HwnasError
 from hwnas.experiments import GuidelineTiming, all_cases
 from hwnas.latency import ComposedEntry, Conditions, Entry, LatencyTable, composed_entry, load_table, table_path
@@ -182,12 +182,6 @@ def test_spearman_and_the_noise_floor_of_networks_are_told():
 def test_samples_of_a_slow_machine_are_led_back_to_its_usual_pace():
     assert Measurement((1.5, 3.0), pace=1.5).at_usual_pace() == Measurement((1.0, 2.0))
     assert Measurement((1.5,)).at_usual_pace() == Measurement((1.5,))
-
-
-def test_kendall_tau_counts_concordant_less_discordant_pairs():
-    assert kendall_tau([1, 2, 3, 4], [10, 20, 30, 40]) == 1
-    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1
-    assert kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(4 / 6)
 
 
 def test_a_prediction_is_the_line_through_the_sum_and_its_bound(space):
