@@ -100,7 +100,7 @@ SAME_FLOOR = {
     "training": {"data"},
     "memory_profiling": {"whole_networks"},
     "profiling": {"cautions", "memory_profiling", "whole_networks"},
-    "cli": {"cli_training"},
+    "cli": {"cli_training", "cli_trust"},
     "pipeline": {"limits"},
     "trust_report": {"trust"},
     "search": {"evolution"},
