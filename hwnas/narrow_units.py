@@ -1,0 +1,331 @@
+"""Units of a supernet that compute the channels which an architecture has, and hardly more: the form for a CPU.
+
+Feature maps are `[slots, H, W, N]`. The main branch takes its input channels out of their slots, in the order of the
+network, runs as many blocks of channels as they fill, and puts its output back where its input was. Numbers of channels
+are values of the computation, not shapes, so nothing is compiled for a width.
+"""
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hwnas.jax_layers import Array
+from hwnas.row_layers import (
+    Sizes,
+    depthwise_rows,
+    fixed_norm_rows,
+    inverse_of,
+    norm_rows,
+    over_blocks,
+    product_rows,
+    take_rows,
+)
+from hwnas.space import SearchSpace
+from hwnas.unit_places import Choice, Layout, affine, below, joined
+
+BLOCKS = 6
+"""Blocks of channels in the widest main branch."""
+SIZES = 3
+"""Sizes of a product: whole, and parts of it."""
+
+Weights = dict[str, Array]
+
+
+def sizes_of(inputs: int, outputs: int, *, all_outputs: bool = False) -> Sizes:
+    """A third, two thirds and all of the inputs and outputs of a product."""
+    return tuple((_part(inputs, t), outputs if all_outputs else _part(outputs, t)) for t in range(1, SIZES + 1))
+
+
+def size_index(count: Array, whole: int) -> Array:
+    """Which of the sizes is the first that holds `count` of `whole` channels."""
+    return (jnp.array([_part(whole, t) for t in range(1, SIZES)]) < count).sum()
+
+
+def _part(whole: int, t: int) -> int:
+    return -(-whole * t // SIZES)
+
+
+def norm(x: Array, pair: tuple[Array, Array], given: tuple[Array, Array] | None):
+    """Batch norm by the given statistics or the batch's own; returns them too."""
+    if given is not None:
+        return fixed_norm_rows(x, *pair, *given), given
+    y, mean, variance = norm_rows(x, *pair)
+    return y, (lax.stop_gradient(mean), lax.stop_gradient(variance))
+
+
+# ---- functions of a block of channels ------------------------------------------------------------------------------
+
+
+def _norm_block(maps, parameters, choices):
+    return norm(maps, *parameters)
+
+
+def _output_block(maps, parameters, choices):
+    y, used = norm(maps, *parameters)
+    return jnp.where(choices, y, jax.nn.relu(y)), used
+
+
+def _extra_block(maps, parameters, choices):
+    kernel, *others = parameters
+    return norm(depthwise_rows(maps, kernel, choices, (3,)), *others)
+
+
+def _stride_1_block(sides: tuple[int, ...], maps, parameters, choices):
+    kernel, *others = parameters
+    y, used = norm(maps, *others)
+    return depthwise_rows(jax.nn.relu(y), kernel, choices, sides), used
+
+
+def _stride_2_block(sides: tuple[int, ...], maps, parameters, choices):
+    """Channels that are `plain` enter the convolution as they are: those of the side branch."""
+    kernel, plain, *others = parameters
+    y, used = norm(maps, *others)
+    y = jnp.where(plain[:, None, None, None] > 0, maps, jax.nn.relu(y))
+    return depthwise_rows(y, kernel, choices, sides, 2), used
+
+
+@cache
+def _stride_1_function(sides: tuple[int, ...]) -> Any:
+    return partial(_stride_1_block, sides)
+
+
+@cache
+def _stride_2_function(sides: tuple[int, ...]) -> Any:
+    return partial(_stride_2_block, sides)
+
+
+# ---- units -------------------------------------------------------------------------------------------------------
+
+
+def _padded(x: Array, rows: int) -> Array:
+    """x with zero rows after its own, `rows` in all."""
+    return jnp.pad(x, ((0, rows - x.shape[0]), *[(0, 0)] * (x.ndim - 1)))
+
+
+def _kernels(weights: Weights, name: str, rows: int) -> Array:
+    """The depthwise kernels `[rows, k, k]` of the first channels."""
+    return _padded(jnp.moveaxis(weights[f"{name}.kernel"], 2, 0), rows)
+
+
+def _pair_rows(pair: tuple[Array, Array], order: Array, inverse: Array) -> tuple[Array, Array]:
+    return take_rows(pair[0], order, inverse), take_rows(pair[1], order, inverse)
+
+
+def _pair_padded(pair: tuple[Array, Array], rows: int) -> tuple[Array, Array]:
+    return _padded(pair[0], rows), _padded(pair[1], rows)
+
+
+def _both(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+    """One after the other."""
+    return jnp.concatenate([one[0], other[0]]), jnp.concatenate([one[1], other[1]])
+
+
+class _Blocks:
+    """Runs functions of a block on the first channels of feature maps."""
+
+    def __init__(self, block: int, starts: Array, count: Array) -> None:
+        self.block, self.starts, self.count = block, starts, count
+
+    @staticmethod
+    def of(block: int, rows: int, channels: Array) -> "_Blocks":
+        return _Blocks(block, jnp.arange(0, rows, block), (channels + block - 1) // block)
+
+    def and_of(self, rows: int, others: "_Blocks") -> "_Blocks":
+        """These blocks, then others of maps that come after the `rows` of these."""
+        index = jnp.arange(len(self.starts) + len(others.starts))
+        starts = jnp.where(index < self.count, index * self.block, rows + (index - self.count) * self.block)
+        return _Blocks(self.block, starts, self.count + others.count)
+
+    def run(self, function: Any, maps: Array, parameters: Any, choices: Any) -> Any:
+        return over_blocks(function, self.block, self.starts, self.count, maps, parameters, choices)
+
+
+def _extra(
+    weights: Weights, x: Array, chosen: Array, blocks: _Blocks, places: tuple[Array, Array], given: dict[str, Any]
+) -> tuple[Array, Any]:
+    """The depthwise convolution before the branches, where it is chosen; `places` as for `take_rows`."""
+    kernel = take_rows(jnp.moveaxis(weights["extra_dw.kernel"], 2, 0), *places)
+    pair = _pair_rows(affine(weights, "extra_dw_bn"), *places)
+    statistics = given.get("extra_dw_bn")
+
+    def run(x):
+        return blocks.run(_extra_block, x, (kernel, pair, statistics), jnp.int32(0))
+
+    nothing = jnp.zeros(x.shape[0])
+    return lax.cond(chosen, run, lambda x: (x, statistics or (nothing, nothing)), x)
+
+
+def _mixed(choice: Choice, rows: int) -> Array:
+    """Which channel each one of the middle was before the shuffle of the groups, `[rows]`."""
+    shuffled = below(choice.main, rows)
+    unshuffled = (shuffled % choice.groups) * (choice.main // choice.groups) + shuffled // choice.groups
+    return jnp.where(shuffled >= 0, unshuffled, -1)
+
+
+def _gated(weights: Weights, y: Array, choice: Choice, places: tuple[Array, Array]) -> Array:
+    """Squeeze-excite, where it is chosen, of a main branch: y has its channels in order, or zeros."""
+    if "se_reduce.kernel" not in weights:
+        return y
+    reduce, expand = (
+        take_rows(kernel, *places) for kernel in (weights["se_reduce.kernel"], weights["se_expand.kernel"].T)
+    )
+    bias = take_rows(weights["se_expand.bias"], *places)
+
+    def gated(y):
+        squeezed = jax.nn.relu(reduce.T @ y.mean((1, 2)) + weights["se_reduce.bias"][:, None])
+        squeezed = jnp.where((jnp.arange(squeezed.shape[0]) < jnp.maximum(1, choice.main // 4))[:, None], squeezed, 0)
+        return y * jax.nn.sigmoid(expand @ squeezed + bias[:, None])[:, None, None, :]
+
+    return lax.cond(choice.squeeze_excite, gated, lambda y: y, y)
+
+
+def _normed_product(
+    blocks: _Blocks, sizes: Sizes, index: Array, x: Array, parameters: Any, kernel: Array
+) -> tuple[Array, Any]:
+    """Batch norm, then a pointwise convolution; what is between is computed again for the gradient, not kept."""
+
+    def run(x, parameters, kernel):
+        y, used = blocks.run(_norm_block, x, parameters, jnp.int32(0))
+        return product_rows(sizes, kernel, y, index), used
+
+    return jax.checkpoint(run)(x, parameters, kernel)
+
+
+def stride_1_units(
+    space: SearchSpace,
+    widths: tuple[int, ...],
+    weights: Weights,
+    x: Array,
+    layout: Layout,
+    depth: Array,
+    width_index: Array,
+    codes: Array,
+    given: dict[str, Any] | None,
+) -> tuple[Array, Layout, dict[str, Any]]:
+    """The units of a stage after its first. They are alike in shape, so that one is compiled and looped over."""
+
+    def step(carry, unit):
+        index, code, unit_weights, statistics = unit
+        choice = Choice.read(space, widths, width_index, code)
+
+        def run(x, layout):
+            return _stride_1_unit(space, unit_weights, x, layout, choice, statistics or {})
+
+        def skip(x, layout):
+            shapes = jax.eval_shape(run, x, layout)[2]
+            return x, layout, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        x, layout, used = lax.cond(index < depth, run, skip, *carry)
+        return (x, layout), used
+
+    units = jnp.arange(1, codes.shape[0]), codes[1:], weights, given
+    (x, layout), used = lax.scan(step, (x, layout), units)
+    return x, layout, used
+
+
+def _stride_1_unit(
+    space: SearchSpace, weights: Weights, x: Array, layout: Layout, choice: Choice, given: dict[str, Any]
+) -> tuple[Array, Layout, dict[str, Any]]:
+    block = -(-weights["dw.kernel"].shape[2] // BLOCKS)
+    rows, used = block * BLOCKS, {}
+    branch, active = layout.last(choice.main), below(choice.main, rows)
+    places = inverse_of(branch, rows), branch
+    blocks, sizes, index = _Blocks.of(block, rows, choice.main), sizes_of(rows, rows), size_index(choice.main, rows)
+
+    entry = take_rows(x, *places)
+    y = entry
+    if "extra_dw.kernel" in weights:
+        y, used["extra_dw_bn"] = _extra(weights, y, choice.extra_depthwise, blocks, places, given)
+    kernel = _padded(take_rows(weights["pw1.kernel"], *places).T, rows).T
+    kernel = jnp.where(joined(active, choice.main, _mixed(choice, rows), choice.main, choice.groups), kernel, 0)
+    y = product_rows(sizes, kernel, y, index)
+
+    pair = _pair_padded(affine(weights, "pw1_bn"), rows)
+    parameters = _kernels(weights, "dw", rows), _masked(pair, active), given.get("pw1_bn")
+    function = _stride_1_function(space.choices["kernel"])
+    y, used["pw1_bn"] = blocks.run(function, y, parameters, choice.kernel_index)
+
+    kernel = _padded(take_rows(weights["pw2.kernel"].T, *places).T, rows)
+    kernel = jnp.where(joined(active, choice.main, active, choice.main, choice.groups), kernel, 0)
+    parameters = _masked(_pair_padded(affine(weights, "dw_bn"), rows), active), given.get("dw_bn")
+    y, used["dw_bn"] = _normed_product(blocks, sizes, index, y, parameters, kernel)
+
+    parameters = _pair_rows(affine(weights, "pw2_bn"), *places), given.get("pw2_bn")
+    y, used["pw2_bn"] = blocks.run(_output_block, y, parameters, choice.residual.astype(jnp.int32))
+    y = _gated(weights, y, choice, places)
+    y = jnp.where(choice.residual, jax.nn.relu(y + entry), y)
+    x = take_rows(y, branch, places[0]) + jnp.where((branch >= 0)[:, None, None, None], 0, x)
+    return x, layout.shuffled(), used
+
+
+def stride_2_unit(
+    space: SearchSpace,
+    slots: int,
+    weights: Weights,
+    x: Array,
+    layout: Layout,
+    choice: Choice,
+    given: dict[str, Any] | None,
+) -> tuple[Array, Layout, dict[str, Any]]:
+    """The first unit of a stage: the side branch fills the first slots, the main branch those after it."""
+    given, used = given or {}, {}
+    block = -(-weights["dw.kernel"].shape[2] // BLOCKS)
+    rows, entry_rows, all_slots = (-(-n // block) * block for n in (block * BLOCKS, x.shape[0], slots))
+    active, entering = below(choice.main, rows), below(layout.width, entry_rows)
+    source = inverse_of(layout.channel, entry_rows), layout.channel
+    main_blocks, side_blocks = _Blocks.of(block, rows, choice.main), _Blocks.of(block, entry_rows, layout.width)
+    both_blocks = main_blocks.and_of(rows, side_blocks)
+    entry_index = size_index(layout.width, entry_rows)
+    main_index = size_index(choice.main, rows)
+
+    entry = take_rows(x, *source)
+    y = entry
+    if "extra_dw.kernel" in weights:
+        y, used["extra_dw_bn"] = _extra(weights, y, choice.extra_depthwise, side_blocks, source, given)
+    kernel = _padded(take_rows(weights["pw1.kernel"], *source).T, rows).T
+    kernel = jnp.where(joined(entering, layout.width, _mixed(choice, rows), choice.main, choice.groups), kernel, 0)
+    y = product_rows(sizes_of(entry_rows, rows), kernel, y, jnp.maximum(entry_index, main_index))
+
+    # both branches in one call: it is compiled for each kernel, which takes long
+    side_kernel = take_rows(jnp.moveaxis(weights["side_dw.kernel"], 2, 0), *source)
+    kernels = jnp.concatenate([_kernels(weights, "dw", rows), side_kernel])
+    plain = (jnp.arange(rows + entry_rows) >= rows).astype(jnp.float32)
+    pair = _pair_padded(_masked(_pair_padded(affine(weights, "pw1_bn"), rows), active), rows + entry_rows)
+    function = _stride_2_function(space.choices["kernel"])
+    parameters = kernels, plain, pair, given.get("pw1_bn")
+    y, used["pw1_bn"] = both_blocks.run(function, jnp.concatenate([y, entry]), parameters, choice.kernel_index)
+
+    main_pair = _masked(_pair_padded(affine(weights, "dw_bn"), rows), active)
+    pair = _both(main_pair, _pair_rows(affine(weights, "side_dw_bn"), *source))
+    y, used["dw_bn"] = both_blocks.run(_norm_block, y, (pair, given.get("dw_bn")), jnp.int32(0))
+
+    side_width, index = choice.width - choice.main, jnp.arange(all_slots)
+    side_branch = below(side_width, all_slots)
+    branch = jnp.where((index >= side_width) & (index < choice.width), index - side_width, -1)
+    target = inverse_of(branch, rows), branch
+    kernel = _padded(take_rows(_padded(weights["pw2.kernel"].T, all_slots), *target).T, rows)
+    kernel = jnp.where(joined(active, choice.main, active, choice.main, choice.groups), kernel, 0)
+    main = product_rows(sizes_of(rows, rows), kernel, y[:rows], main_index)
+    kernel = _padded(take_rows(weights["side_pw.kernel"], *source).T, all_slots).T
+    kernel = jnp.where(joined(entering, layout.width, side_branch, side_width, choice.groups), kernel, 0)
+    side_index = jnp.maximum(entry_index, size_index(side_width, all_slots))
+    side = product_rows(sizes_of(entry_rows, all_slots), kernel, y[rows:], side_index)
+    y = take_rows(main, *target[::-1]) + side
+
+    # each slot belongs to one branch, so that one batch norm does for both
+    pairs = (affine(weights, "pw2_bn", branch[:slots] >= 0), affine(weights, "side_pw_bn", side_branch[:slots] >= 0))
+    pair = _pair_padded((pairs[0][0] + pairs[1][0], pairs[0][1] + pairs[1][1]), all_slots)
+    blocks = _Blocks.of(block, all_slots, choice.width)
+    y, used["concat_bn"] = blocks.run(_output_block, y, (pair, given.get("concat_bn")), jnp.int32(0))
+    y = y[:slots]
+    places = jnp.where(branch >= 0, index, -1)[:slots]
+    gated = _gated(weights, jnp.where((places >= 0)[:, None, None, None], y, 0), choice, (places, places))
+    y = jnp.where((places >= 0)[:, None, None, None], gated, y)
+    return y, Layout.plain(choice.width, slots).shuffled(), used
+
+
+def _masked(pair: tuple[Array, Array], active: Array) -> tuple[Array, Array]:
+    return jnp.where(active >= 0, pair[0], 0), jnp.where(active >= 0, pair[1], 0)

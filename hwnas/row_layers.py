@@ -1,0 +1,317 @@
+"""Layers for a CPU on feature maps `[C, H, W, N]`: work on as many channels as there are, known only when they run.
+
+A feature map is a stack of channels, and a channel one contiguous piece of memory. So the first channels of a map, or
+any choice of them, are as quick to get at as the whole; and a loop over blocks of channels, whose number is a value of
+the computation, is compiled once for all widths. The batch is the innermost axis: whatever the number of channels and
+the side of the kernel, the vector units find long rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hwnas.jax_layers import EPSILON, Array
+
+# ---- channels ----------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def take_rows(x: Array, order: Array, inverse: Array) -> Array:
+    """Row `order[i]` of x `[R, ...]` as row i, zeros where `order[i]` is -1: `[len(order), ...]`.
+
+    `inverse` says where each row of x goes, -1 for those that go nowhere, so that the gradient is a choice of rows too.
+    """
+    taken = jnp.take(x, jnp.maximum(order, 0), axis=0, mode="clip")
+    return jnp.where((order >= 0).reshape(-1, *[1] * (x.ndim - 1)), taken, 0)
+
+
+take_rows.defvjp(
+    lambda x, order, inverse: (take_rows(x, order, inverse), (order, inverse)),
+    lambda saved, g: (take_rows(g, saved[1], saved[0]), None, None),
+)
+
+
+def inverse_of(places: Array, count: int) -> Array:
+    """For places `[S]` of 0, 1, ... and -1: where each of `count` numbers stands, -1 for those that do not."""
+    target = jnp.where(places >= 0, places, count)
+    return jnp.full(count, -1).at[target].set(jnp.arange(places.shape[0]), mode="drop")
+
+
+def row_sum(x: Array) -> Array:
+    """The sum of each channel: `[C, H, W, N] -> [C]`; the innermost axis last, which no vector unit can sum."""
+    return x.sum((1, 2)).sum(1)
+
+
+def spread(values: Array) -> Array:
+    """A value for each channel, `[C] -> [C, 1, 1, 1]`."""
+    return values[:, None, None, None]
+
+
+# ---- batch norm --------------------------------------------------------------------------------------------------
+
+
+def norm_rows(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array]:
+    """Batch norm by this batch's statistics: `(y, mean [C], variance [C])`. No gradient flows to the statistics."""
+    return _norm_rows(x, scale, offset)
+
+
+@jax.custom_vjp
+def _norm_rows(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array]:
+    return _normalised(x, scale, offset)[:3]
+
+
+def _normalised(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array, Array]:
+    count = x[0].size
+    mean = row_sum(x) / count
+    centred = x - spread(mean)
+    variance = row_sum(centred * centred) / count
+    inverse = lax.rsqrt(variance + EPSILON)
+    return centred * spread(inverse * scale) + spread(offset), mean, variance, inverse
+
+
+def _norm_forward(x, scale, offset):
+    y, mean, variance, inverse = _normalised(x, scale, offset)
+    return (y, mean, variance), (x, scale, mean, inverse)
+
+
+def _norm_backward(saved, cotangents):
+    x, scale, mean, inverse = saved
+    g, count = cotangents[0], x[0].size
+    normal = (x - spread(mean)) * spread(inverse)
+    g_offset, g_scale = row_sum(g), row_sum(g * normal)
+    g_x = (g - spread(g_offset / count) - normal * spread(g_scale / count)) * spread(inverse * scale)
+    return g_x, g_scale, g_offset
+
+
+_norm_rows.defvjp(_norm_forward, _norm_backward)
+
+
+def fixed_norm_rows(x: Array, scale: Array, offset: Array, mean: Array, variance: Array) -> Array:
+    """Batch norm by given statistics."""
+    factor = lax.rsqrt(variance + EPSILON) * scale
+    return x * spread(factor) + spread(offset - mean * factor)
+
+
+# ---- depthwise convolution ---------------------------------------------------------------------------------------
+
+
+def _pad(x: Array, margin: int) -> Array:
+    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
+def _windows(padded: Array, i: int, j: int, size: tuple[int, int], stride: int) -> Array:
+    """What tap (i, j) of a kernel sees: `[C, height, width * N]` of a padded `[C, H, W, N]`."""
+    channels, tall, _, count = padded.shape
+    height, width = size
+    rows = slice(i, i + stride * (height - 1) + 1, stride)
+    if stride == 1:
+        return padded.reshape(channels, tall, -1)[:, rows, j * count : (j + width) * count]
+    return padded[:, rows, j : j + stride * (width - 1) + 1 : stride].reshape(channels, height, -1)
+
+
+def _centre(kernel: Array, side: int) -> Array:
+    margin = (kernel.shape[1] - side) // 2
+    return kernel[:, margin : margin + side, margin : margin + side]
+
+
+def _gather_sum(x: Array, kernel: Array, stride: int) -> Array:
+    side, size = kernel.shape[1], (x.shape[1] // stride, x.shape[2] // stride)
+    padded = _pad(x, side // 2)
+    taps = [
+        _windows(padded, i, j, size, stride) * kernel[:, i, j, None, None] for i in range(side) for j in range(side)
+    ]
+    return sum(taps[1:], start=taps[0]).reshape(x.shape[0], *size, x.shape[3])
+
+
+def _scatter_sum(g: Array, kernel: Array, stride: int) -> Array:
+    """The gradient of `_gather_sum` by its input."""
+    if stride == 1:
+        return _gather_sum(g, kernel[:, ::-1, ::-1], 1)
+    # An input row 2m + a meets the taps i = 2i' + a only, at output row m - i': four small sums, then interleaved.
+    side, margin, (channels, height, width, count) = kernel.shape[1], kernel.shape[1] // 2, g.shape
+    tall, wide = height + margin, width + margin
+    padded = _pad(g, margin)
+
+    def phase(a: int, b: int) -> Array:
+        taps = [
+            padded[:, margin - i // 2 : margin - i // 2 + tall, margin - j // 2 : margin - j // 2 + wide]
+            * spread(kernel[:, i, j])
+            for i in range(a, side, 2)
+            for j in range(b, side, 2)
+        ]
+        return sum(taps[1:], start=taps[0])
+
+    rows = [jnp.stack([phase(a, 0), phase(a, 1)], axis=3) for a in (0, 1)]
+    whole = jnp.stack(rows, axis=2).reshape(channels, 2 * tall, 2 * wide, count)
+    return whole[:, margin : margin + 2 * height, margin : margin + 2 * width]
+
+
+def _kernel_gradient(x: Array, g: Array, side: int, stride: int) -> Array:
+    """The gradient of `_gather_sum` by its kernel: all taps of a row in one pass over the feature map."""
+    channels, height, width, count = g.shape
+    padded, flat = _pad(x, side // 2), g.reshape(channels, height, -1)
+
+    def add(sums, products):
+        return tuple(total + product for total, product in zip(sums, products, strict=True))
+
+    rows = []
+    for i in range(side):
+        products = tuple(_windows(padded, i, j, (height, width), stride) * flat for j in range(side))
+        sums = lax.reduce(products, (0.0,) * side, add, (1,))
+        rows.append(jnp.stack([s.reshape(channels, width, count).sum(1).sum(1) for s in sums], axis=1))
+    return jnp.stack(rows, axis=1)
+
+
+def depthwise_rows(x: Array, kernel: Array, choice: Array, sides: tuple[int, ...], stride: int = 1) -> Array:
+    """A depthwise convolution by the centre of `kernel` `[C, k, k]`, `sides[choice]` wide, padded by half of that.
+
+    Every side is compiled once and only the chosen one runs.
+    """
+    return _depthwise(sides, stride, x, kernel, choice)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _depthwise(sides: tuple[int, ...], stride: int, x: Array, kernel: Array, choice: Array) -> Array:
+    branches = [lambda x, kernel, side=side: _gather_sum(x, _centre(kernel, side), stride) for side in sides]
+    return lax.switch(choice, branches, x, kernel)
+
+
+def _depthwise_backward(sides, stride, saved, g):
+    x, kernel, choice = saved
+
+    def branch(side):
+        def gradients(x, kernel, g):
+            margin = (kernel.shape[1] - side) // 2
+            g_kernel = jnp.pad(_kernel_gradient(x, g, side, stride), ((0, 0), (margin, margin), (margin, margin)))
+            return _scatter_sum(g, _centre(kernel, side), stride), g_kernel
+
+        return gradients
+
+    return *lax.switch(choice, [branch(side) for side in sides], x, kernel, g), None
+
+
+def _depthwise_forward(sides, stride, x, kernel, choice):
+    return _depthwise(sides, stride, x, kernel, choice), (x, kernel, choice)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+# ---- as many channels as there are -------------------------------------------------------------------------------
+
+Sizes = tuple[tuple[int, int], ...]
+"""Inputs and outputs of a product, from the least to the whole."""
+
+
+def product_rows(sizes: Sizes, kernel: Array, x: Array, index: Array) -> Array:
+    """A 1x1 convolution `[in, out]` of x `[in, H, W, N]`: of the first `sizes[index]` inputs and outputs only.
+
+    The other rows of the result are zero. What lies beyond those sizes in kernel and x must be zero.
+    """
+    return _product(sizes, kernel, x, index)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(sizes: Sizes, kernel: Array, x: Array, index: Array) -> Array:
+    def branch(size):
+        inputs, outputs = size
+        return lambda kernel, flat: _grown(kernel[:inputs, :outputs].T @ flat[:inputs], kernel.shape[1])
+
+    y = lax.switch(index, [branch(size) for size in sizes], kernel, x.reshape(x.shape[0], -1))
+    return y.reshape(-1, *x.shape[1:])
+
+
+def _grown(x: Array, rows: int) -> Array:
+    return x if x.shape[0] == rows else jnp.pad(x, ((0, rows - x.shape[0]), (0, 0)))
+
+
+def _product_backward(sizes: Sizes, saved, g: Array):
+    kernel, x, index = saved
+    flat, g = x.reshape(x.shape[0], -1), g.reshape(g.shape[0], -1)
+
+    def branch(size):
+        inputs, outputs = size
+
+        def gradients(kernel, flat, g):
+            g_kernel = flat[:inputs] @ g[:outputs].T
+            g_kernel = jnp.pad(g_kernel, ((0, kernel.shape[0] - inputs), (0, kernel.shape[1] - outputs)))
+            return g_kernel, _grown(kernel[:inputs, :outputs] @ g[:outputs], kernel.shape[0])
+
+        return gradients
+
+    g_kernel, g_x = lax.switch(index, [branch(size) for size in sizes], kernel, flat, g)
+    return g_kernel, g_x.reshape(x.shape), None
+
+
+def _product_forward(sizes, kernel, x, index):
+    return _product(sizes, kernel, x, index), (kernel, x, index)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+BlockFunction = Callable[[Any, Any, Any], Any]
+"""`(maps, parameters, choices) -> results`: all but the choices have channels as their first axis, and none mix."""
+
+
+def over_blocks(
+    run: BlockFunction, block: int, starts: Array, count: Array, maps: Any, parameters: Any, choices: Any
+) -> Any:
+    """`run` on `count` blocks of channels, each `block` long; the results for other channels are zero.
+
+    Args:
+        run: a function of the module (it is compared to know whether something was compiled), differentiable by maps
+            and parameters, but not by choices.
+        block: how many channels are run at once.
+        starts: the first channel of each block, as many as there may be.
+        count: how many blocks there are.
+        maps, parameters: pytrees of arrays with channels first.
+        choices: a pytree of integers.
+    """
+    return _over_blocks(run, block, starts, count, maps, parameters, choices)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _over_blocks(run, block, starts, count, maps, parameters, choices) -> Any:
+    whole = jax.tree.leaves(maps)[0].shape[0]
+    shapes = jax.eval_shape(run, *(_cut((maps, parameters), starts[0], block)), choices)
+    results = jax.tree.map(lambda leaf: jnp.zeros((whole, *leaf.shape[1:]), leaf.dtype), shapes)
+
+    def step(i, results):
+        start = starts[i]
+        return _put(results, run(*_cut((maps, parameters), start, block), choices), start)
+
+    return lax.fori_loop(0, count, step, results)
+
+
+def _cut(tree: Any, start: Array, block: int) -> Any:
+    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, block), tree)
+
+
+def _put(tree: Any, part: Any, start: Array) -> Any:
+    return jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, start, 0), tree, part)
+
+
+def _blocks_forward(run, block, starts, count, maps, parameters, choices):
+    saved = starts, count, maps, parameters, choices
+    return _over_blocks(run, block, *saved), saved
+
+
+def _blocks_backward(run, block, saved, g):
+    starts, count, maps, parameters, choices = saved
+    gradients = jax.tree.map(jnp.zeros_like, (maps, parameters))
+
+    def step(i, gradients):
+        start = starts[i]
+        _, pull = jax.vjp(lambda *inputs: run(*inputs, choices), *_cut((maps, parameters), start, block))
+        return _put(gradients, pull(_cut(g, start, block)), start)
+
+    g_maps, g_parameters = lax.fori_loop(0, count, step, gradients)
+    return None, None, g_maps, g_parameters, None
+
+
+_over_blocks.defvjp(_blocks_forward, _blocks_backward)
