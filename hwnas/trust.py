@@ -38,7 +38,7 @@ from hwnas.whole_networks import candidates, spread
 if TYPE_CHECKING:
     from hwnas.training import Scorer
 
-LEAST_ARCHITECTURES = 4
+LEAST_ARCHITECTURES, TRIALS = 4, 40
 SAMPLERS = ("evolution", "random")
 """Our search, and the one that it must beat."""
 
@@ -168,8 +168,6 @@ def trust(
     Raises:
         HwnasError: the folder is neither, there is no latency table, or a budget that nothing meets.
     """
-    from hwnas.training import Scorer
-
     settings = _settings(folder)
     job = make_job(
         settings["space"],
@@ -178,17 +176,27 @@ def trust(
         runs=folder.parent,
         **{name: settings[name] for name in SETTINGS},
     )
-    job = replace(job, retrain_epochs=question.epochs)
+    plan = settings.get("plan", {})
+    budget_ms, trials = question.budget_ms or plan.get("budget_ms"), question.trials or plan.get("trials")
     table = _table(job, table_file or settings.get("table"))
+    return judge(job, table, replace(question, budget_ms=budget_ms, trials=trials))
+
+
+def judge(job: Job, table: LatencyTable, question: Question) -> tuple[Path, TrustReport]:
+    """Judges the supernet of a job, which is trained if it is not yet; see `trust`.
+
+    The trainings from scratch take batch size and learning rate of the job.
+    """
+    from hwnas.training import Scorer
+
+    job = replace(job, retrain_epochs=question.epochs)
     sum_ms = spread(candidates(job.space, table.unit_ms(job.space), random.Random(job.seed)), question.architectures)
     chosen = [job.space.decode(code) for code in sum_ms]
     supernet_path, supernet = trained_supernet(job)
     report_folder = job.runs / f"trust-{supernet_path.name.removeprefix('supernet-')}"
-    plan = settings.get("plan", {})
     scores = _Scores(job, report_folder, Scorer(supernet, job.data))
     ends_ms = [table.predict(lower(job.space, chosen[end])).upper_ms for end in (0, -1)]
-    budget_ms = question.budget_ms or plan.get("budget_ms") or math.sqrt(ends_ms[0] * ends_ms[1])
-    trials = question.trials or plan.get("trials") or 40
+    budget_ms, trials = question.budget_ms or math.sqrt(ends_ms[0] * ends_ms[1]), question.trials or TRIALS
     winners = {sampler: scores.winner(table, sampler, budget_ms, trials) for sampler in SAMPLERS}
     everyone = dict.fromkeys([*chosen, *winners.values()])
     job.listener.stage(f"Scoring {len(chosen)} architectures with inherited weights")
