@@ -26,6 +26,7 @@ from hwnas.data import DataSet, Split, augment, normalize, stratified_subset
 from hwnas.errors import HwnasError
 from hwnas.jax_network import FixedNetwork
 from hwnas.methods import PathSampler, without_choice
+from hwnas.spread import spread_of
 from hwnas.supernet import Statistics, Supernet
 
 Model = TypeVar("Model", Supernet, FixedNetwork)
@@ -162,6 +163,7 @@ def train(
         step, state = found[0], jax.tree.map(jnp.asarray, load_checkpoint(found[1], state))
     if step >= steps:
         return nnx.merge(graph, state[0])
+    state = spread_of(recipe.batch_size if distils else recipe.batch_size // count).everywhere(state)
     take_step, rate = training_step(graph, recipe, data, distils=distils), _learning_rate(recipe, steps)
     key, guard = jax.random.key(seed), _Guard(recipe, folder, math.log(len(data.classes)))
     watch = _Watch(data, watched or {})
@@ -330,9 +332,11 @@ def training_step(graph: Any, recipe: Recipe, data: DataSet, *, distils: bool = 
 
         nothing = jax.tree.map(jnp.zeros_like, weights)
         if distils:
+            images, targets = (spread_of(len(images)).path_images(x[None])[0] for x in (images, targets))
             (gradient, _), losses = jax.lax.scan(whole_batch, (nothing, targets), (jnp.arange(paths), codes))
         else:
-            parts = (images.reshape(paths, -1, *images.shape[1:]), targets.reshape(paths, -1, targets.shape[1]), codes)
+            divided = images.reshape(paths, -1, *images.shape[1:]), targets.reshape(paths, -1, targets.shape[1])
+            parts = *map(spread_of(divided[0].shape[1]).path_images, divided), codes
             gradient, losses = jax.lax.scan(part_of_batch, nothing, parts)
         gradient = jax.tree.map(lambda leaf: leaf / paths, gradient)
         updates, moments = optimizer.update(gradient, moments, weights)

@@ -42,6 +42,7 @@ FLOORS = {
     "row_layers": 3,
     "masked_units": 3,
     "narrow_units": 3,
+    "spread": 3,
     "supernet": 3,
     "methods": 3,
     "chains": 4,
