@@ -31,6 +31,10 @@ BENCHMARKS = {
     "score-speed": ("benchmarks.training_speed", "scoring candidates of shufflenet-32 against PyTorch"),
     "main-job": ("benchmarks.main_job", "seconds of hwnas search --budget-ms 1 from nothing, and again"),
     "rank-correlation": ("benchmarks.rank_correlation", "how well a supernet ranks networks trained on CIFAR-10"),
+    "gpu-table": (
+        "benchmarks.gpu_table",
+        "guidelines, latency table and its check on a GPU, kept as they are measured",
+    ),
     "cifar10": ("benchmarks.cifar10", "a real search on CIFAR-10 against ShuffleNet V2 and against random search"),
 }
 

@@ -44,9 +44,11 @@ def series(space: SearchSpace) -> tuple[np.ndarray, np.ndarray]:
 
     def timed(network: Network) -> measure.TimedModel:
         model = to_onnx(network, random_weights(network, 0)).SerializeToString()
-        return measure.TimedModel(measure.Machine().open(model, 1, 0), request)
+        run, _ = machine.open(model, 1, 0)
+        return measure.TimedModel(run, request)
 
-    measure.pin(1)
+    machine = measure.Machine(measure.make_runtime("cpu"))
+    machine.pin(1)
     models = [timed(lower(space, space.sample(rng))) for _ in range(NETWORKS)]
     anchor = timed(shufflenet_v2("0.5x", input_size=32, classes=10, stem_stride=1, max_pool=False))
     anchor.runs = measure.ANCHOR_RUNS

@@ -36,8 +36,10 @@ def run(name: str) -> Result:
     with device("cpu") as opened:
         path, table = latency_table(job, opened)
         if not table.guidelines:
-            table = replace(table, guidelines=measure_guidelines(opened))
+            kept = path.with_suffix(".guidelines")
+            table = replace(table, guidelines=measure_guidelines(opened, kept))
             table.save(path)
+            kept.unlink()
         _, supernet = trained_supernet(job)
         score = remembered(job, Scorer(supernet, job.data))
         which: Callable[..., Result] = guideline_prior if name == "guideline-prior" else macs_against_latency

@@ -276,9 +276,10 @@ def guidelines(
         conditions = opened.conditions(threads, batch, precision)
         path = table_path(tables or tables_folder(), load_space(space).name, conditions)
         table = matching_table(path, conditions)
+        kept = path.with_suffix(".guidelines")
         listener.stage(f"Measuring the paper's four experiments on {device} ({conditions.chip})")
         timings = measure_guidelines(
-            opened, threads=threads, batch=batch, precision=precision, widths=widths, seed=seed,
+            opened, kept, threads=threads, batch=batch, precision=precision, widths=widths, seed=seed,
             on_progress=listener.progress,
         )  # fmt: skip
         if table:
@@ -286,6 +287,7 @@ def guidelines(
         else:
             command = profile_command(space, conditions)
             listener.note(f"Not stored: there is no latency table for these conditions. Measure one with: {command}")
+        kept.unlink()
     where = {"device": device, "chip": conditions.chip, "runtime": f"{conditions.runtime} {conditions.runtime_version}"}
     where |= {"threads": threads, "batch": batch, "precision": precision, "origin": conditions.origin}
     pictures = {guideline: plots / f"{guideline}.svg" for guideline in EXPERIMENTS} if plots else {}

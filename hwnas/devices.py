@@ -3,12 +3,12 @@
 A child that dies or stops answering costs the group it was timing, not the session: the next request starts a new one.
 """
 
+import base64
 import json
 import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
+import numpy as np
+
 from hwnas.calibration import Measurement
 from hwnas.errors import HwnasError
 from hwnas.latency import Conditions
+from hwnas.runtimes import RUNTIMES, command_of, local_name
 
 ATTEMPTS = 3
 """How often a model is timed for which the machine was too disturbed."""
-
-DEVICES = ("cpu",)
-PRECISIONS = ("fp32", "int8")
 
 
 class DeviceError(HwnasError):
@@ -129,6 +129,7 @@ class Device:
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
         self._busy = False
+        self._threads: int | None = None
         self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the device
         self._folder = tempfile.TemporaryDirectory(prefix="hwnas-anchor-")
         self.anchor_ms: float | None = None
@@ -140,12 +141,13 @@ class Device:
         Raises:
             HwnasError: more threads than processors, or a precision that this device does not run.
         """
-        if precision not in PRECISIONS:
-            raise HwnasError(f"{self.name} runs {' and '.join(PRECISIONS)}; '{precision}' it does not.")
         if batch < 1:
             raise HwnasError(f"A batch has at least one image; {batch} were asked for.")
         self._send({"conditions": True})
-        facts = self._receive(timeout_s=120)["conditions"]
+        answer = self._receive(timeout_s=120)
+        if precision not in answer["precisions"]:
+            raise HwnasError(f"{self.name} runs {' and '.join(answer['precisions'])}; '{precision}' it does not.")
+        facts = answer["conditions"]
         if not 1 <= threads <= facts["cores"]:
             raise HwnasError(
                 f"{threads} threads cannot be timed on {self.name}, which has {facts['cores']} processors. "
@@ -238,10 +240,31 @@ class Device:
                 if "not_shown" in answer:
                     raise MemoryNotShownError(f"{self.name} does not show the peak memory of a process.")
                 if "error" in answer:
-                    name, error = paths[answer["model"]].name, " ".join(answer["error"].split()).rstrip(".")
+                    name, error = paths[answer["model"]].name, _one_line(answer["error"])
                     raise DeviceError(f"The memory of {name} cannot be measured on {self.name}: {error}.")
                 yield answer["model"], answer["memory_bytes"]
             self._busy = False
+
+    def outputs(self, model: bytes | Path, timing: Timing = DEFAULT_TIMING) -> list[np.ndarray]:
+        """What a model computes from random inputs that the seed makes, the same on every device.
+
+        Args:
+            model: serialised, or a file.
+            timing: whose threads, seed and time-out count.
+
+        Raises:
+            DeviceError: the device died or hung, or the model does not run.
+        """
+        with tempfile.TemporaryDirectory(prefix="hwnas-models-") as folder:
+            path = _as_file(model, Path(folder) / "model.onnx")
+            self._send({"outputs": str(path), "threads": timing.threads, "seed": timing.seed})
+            self._busy = True
+            answer = self._receive(timing.timeout_s)
+            self._busy = False
+        if "error" in answer:
+            raise DeviceError(f"{path.name} does not run on {self.name}: {_one_line(answer['error'])}.")
+        coded = [(base64.b64decode(x["float32"]), x["shape"]) for x in answer["outputs"]]
+        return [np.frombuffer(content, np.float32).reshape(shape) for content, shape in coded]
 
     def profile(
         self, model: bytes | Path, timing: Timing, on_round: Callable[[int], None] = lambda number: None
@@ -264,7 +287,7 @@ class Device:
                 on_round(answer["round"])
             self._busy = False
         if "error" in answer:
-            error = " ".join(answer["error"].split()).rstrip(".")
+            error = _one_line(answer["error"])
             raise DeviceError(f"{path.name} does not run on {self.name}: {error}. Export it anew, or give another.")
         return answer
 
@@ -285,8 +308,10 @@ class Device:
     # ---- the child process ---------------------------------------------------------------------------------------
 
     def _send(self, request: dict[str, Any]) -> None:
-        if self._busy:
-            self.close()  # nobody waits for what it is timing
+        threads = request.get("threads", self._threads)
+        if self._busy or self._threads not in (None, threads):
+            self.close()  # nobody waits for what it is timing; and some runtimes cannot change their threads
+        self._threads = threads
         process = self._process or self._start()
         assert process.stdin is not None
         try:
@@ -304,7 +329,7 @@ class Device:
             self._fail("has died")
         answer = json.loads(line)
         if "error" in answer and "model" not in answer:
-            raise DeviceError(f"The device {self.name} refuses: {answer['error']}.")
+            raise DeviceError(f"The device {self.name} refuses: {_one_line(answer['error'])}.")
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
@@ -361,10 +386,16 @@ class Device:
 
 
 def device(name: str) -> Device:
-    """The device of that name; `HwnasError` if there is none. `cpu` is this machine's processor in ONNX Runtime."""
-    if name not in DEVICES:
-        raise HwnasError(f"There is no device '{name}'. The devices are: {', '.join(DEVICES)}.")
-    return Device(name, (sys.executable, str(Path(__file__).with_name("measure.py"))))
+    """The device of that name, such as those of `runtimes.RUNTIMES`; `HwnasError` if there is none."""
+    local = local_name(name)
+    if local is None:
+        raise HwnasError(f"There is no device '{name}'. The devices are: {', '.join(RUNTIMES)}.")
+    return Device(local, command_of(local))
+
+
+def _one_line(error: str) -> str:
+    """A runtime's words as part of a sentence of ours."""
+    return " ".join(error.split()).rstrip(".")
 
 
 def _as_file(model: bytes | Path, path: Path) -> Path:

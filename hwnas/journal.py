@@ -1,39 +1,55 @@
-"""The journal of an unfinished profile: JSON lines, written through to the disk after each group.
+"""The journal of an unfinished measurement: JSON lines, written through to the disk after each group.
 
-The first line holds the conditions; every other line is an entry. A line torn by a kill is cut off when the journal is
-opened again.
+The first line holds the conditions; every other line is an item, such as an entry of a latency table. A line torn by a
+kill is cut off when the journal is opened again.
 """
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from hwnas.errors import HwnasError
-from hwnas.latency import Conditions, Entry, entry_json, parse_conditions, parse_entry, profile_command
+from hwnas.experiments import GuidelineTiming
+from hwnas.latency import Conditions, Entry, entry_json, guideline_json, parse_conditions, parse_entry, parse_guideline
+
+Item = TypeVar("Item")
 
 
-class Journal:
-    """Entries that are finished, in memory and on disk.
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[Item]):
+    """What a journal holds: what tells two items apart, and how one becomes JSON and comes back from it."""
+
+    key: Callable[[Item], Any]
+    to_json: Callable[[Item], dict[str, Any]]
+    parse: Callable[[dict[str, Any]], Item]
+
+
+ENTRIES: Kind[Entry] = Kind(lambda entry: entry.key, entry_json, parse_entry)
+GUIDELINES: Kind[GuidelineTiming] = Kind(lambda timing: timing.case, guideline_json, parse_guideline)
+
+
+class Journal(Generic[Item]):
+    """Items that are finished, in memory and on disk.
 
     Attributes:
         path: the file.
-        started: when the profile began, in ISO 8601.
-        entries: by key.
+        started: when the measurement began, in ISO 8601.
+        items: by what tells them apart.
     """
 
-    def __init__(self, path: Path, space: str, conditions: Conditions) -> None:
+    def __init__(self, path: Path, space: str, conditions: Conditions, kind: Kind[Item]) -> None:
         """Continues the journal at `path`, or begins one there; `HwnasError` if it is of other conditions."""
-        self.path = path
-        self.entries: dict[str, Entry] = {}
-        header, entries, whole_bytes = _read(path)
+        self.path, self._kind = path, kind
+        self.items: dict[Hashable, Item] = {}
+        header, items, whole_bytes = _read(path, kind)
         if header is not None:
             _check(path, header, space, conditions)
             self.started = str(header["started"])
-            self.entries = {entry.key: entry for entry in entries}
+            self.items = {kind.key(item): item for item in items}
             os.truncate(path, whole_bytes)
         else:
             self.started = now()
@@ -41,11 +57,11 @@ class Journal:
             path.unlink(missing_ok=True)
             self._write([{"space": space, "started": self.started, "conditions": asdict(conditions)}])
 
-    def add(self, entries: Iterable[Entry]) -> None:
-        """Keeps entries; when this returns they are on the disk."""
-        new = {entry.key: entry for entry in entries}
-        self._write([entry_json(entry) for entry in new.values()])
-        self.entries |= new
+    def add(self, items: Iterable[Item]) -> None:
+        """Keeps items; when this returns they are on the disk."""
+        new = {self._kind.key(item): item for item in items}
+        self._write([self._kind.to_json(item) for item in new.values()])
+        self.items |= new
 
     def remove(self) -> None:
         self.path.unlink()
@@ -62,10 +78,10 @@ def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, list[Entry], int]:
-    """The first line, the entries after it, and how many bytes of the file are whole lines of those."""
+def _read(path: Path, kind: Kind[Item]) -> tuple[dict[str, Any] | None, list[Item], int]:
+    """The first line, the items after it, and how many bytes of the file are whole lines of those."""
     header: dict[str, Any] | None = None
-    entries: list[Entry] = []
+    items: list[Item] = []
     whole_bytes = 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
@@ -75,11 +91,11 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[Entry], int]:
             if header is None:
                 header = data
             else:
-                entries.append(parse_entry(data))
+                items.append(kind.parse(data))
         except (ValueError, KeyError, TypeError):
             break
         whole_bytes += len(line)
-    return header, entries, whole_bytes
+    return header, items, whole_bytes
 
 
 def _check(path: Path, header: dict[str, Any], space: str, conditions: Conditions) -> None:
@@ -89,10 +105,10 @@ def _check(path: Path, header: dict[str, Any], space: str, conditions: Condition
         if header["space"] != space:
             differences.append(("space", header["space"], space))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise HwnasError(f"{path} is not the journal of a latency table. Delete it and profile anew.") from None
+        raise HwnasError(f"{path} is not the journal of a measurement. Delete it and run the command again.") from None
     if differences:
         text = "; ".join(f"{name}: there {theirs!r}, now {ours!r}" for name, theirs, ours in differences)
         raise HwnasError(
-            f"The unfinished latency table {path} was begun under other conditions ({text}). Delete the file and run: "
-            f"{profile_command(space, conditions)}"
+            f"The unfinished measurement {path} was begun under other conditions ({text}). Delete the file and run the "
+            "command again."
         )

@@ -51,6 +51,7 @@ class Conditions:
         system: operating system and architecture.
         origin: `measured`, or `emulated` where the milliseconds mean nothing.
         load_average: how many processes wanted to run when the measurement began.
+        launch_ms: what it takes to start a run that does nothing, where that is no part of the timings: on a GPU.
     """
 
     device: str
@@ -65,6 +66,7 @@ class Conditions:
     system: str
     origin: str = "measured"
     load_average: float = 0.0
+    launch_ms: float = 0.0
 
     def differences(self, other: "Conditions") -> tuple[tuple[str, object, object], ...]:
         """The fields in which timings of `other` cannot stand for timings of `self`: name, own value, other's."""
@@ -73,7 +75,7 @@ class Conditions:
 
 
 _DECISIVE = tuple(
-    field.name for field in fields(Conditions) if field.name not in ("governor", "system", "load_average")
+    field.name for field in fields(Conditions) if field.name not in ("governor", "system", "load_average", "launch_ms")
 )
 
 
@@ -245,7 +247,7 @@ class LatencyTable:
         }
         guidelines = [
             ' "guidelines": [',
-            ",\n".join("  " + json.dumps(_guideline_json(timing)) for timing in self.guidelines),
+            ",\n".join("  " + json.dumps(guideline_json(timing)) for timing in self.guidelines),
             " ],",
         ]
         return "\n".join(
@@ -343,7 +345,7 @@ def _parse_table(data: Any) -> LatencyTable:
     upper_ratio = _number(calibration["upper_ratio"], "upper_ratio")
     networks = tuple(_parse_network(network) for network in calibration["networks"])
     entries = _parse_entries(data["entries"])
-    guidelines = tuple(_parse_guideline(timing) for timing in data.get("guidelines", []))
+    guidelines = tuple(parse_guideline(timing) for timing in data.get("guidelines", []))
     check_complete(guidelines)
     for name in ("started", "finished"):
         datetime.fromisoformat(data[name])
@@ -362,7 +364,11 @@ def _parse_table(data: Any) -> LatencyTable:
 
 
 def parse_conditions(data: dict[str, Any]) -> Conditions:
-    """Conditions from JSON; `ValueError`, `KeyError` or `TypeError` if a field is missing or of another type."""
+    """Conditions from JSON; `ValueError`, `KeyError` or `TypeError` if a field is missing or of another type.
+
+    The time of a launch may be missing, as it is nought on a processor.
+    """
+    data = {"launch_ms": 0.0} | data
     if unknown := set(data) - {field.name for field in fields(Conditions)}:
         raise ValueError(f"the conditions have unknown fields {sorted(unknown)}")
     return Conditions(**{f.name: _checked(data[f.name], f.name, f.type) for f in fields(Conditions)})
@@ -447,11 +453,11 @@ def _parse_check(data: dict[str, Any]) -> Check:
     return Check(data["finished"], _number(data["shift"], "shift"))
 
 
-def _guideline_json(timing: GuidelineTiming) -> dict[str, Any]:
+def guideline_json(timing: GuidelineTiming) -> dict[str, Any]:
     return asdict(timing.case) | {"samples_ms": timing.measurement.samples_ms}
 
 
-def _parse_guideline(data: dict[str, Any]) -> GuidelineTiming:
+def parse_guideline(data: dict[str, Any]) -> GuidelineTiming:
     case = Case(**{f.name: _checked(data[f.name], f.name, f.type) for f in fields(Case)})
     return GuidelineTiming(case, Measurement(_samples(data["samples_ms"], least=1)))
 

@@ -1,12 +1,15 @@
-"""Times ONNX models in ONNX Runtime. This file runs alone on a board: it needs Python, numpy and onnxruntime only.
+"""Times ONNX models in a runtime. This file runs alone on a board: it needs Python, numpy and onnxruntime only.
 
-    python measure.py < requests.jsonl
+    python measure.py [RUNTIME] < requests.jsonl
 
-Each line of standard input is a request, each line of standard output a piece of the answer, both JSON.
+The runtime is ONNX Runtime with a provider (`cpu`, the default, `cuda`, `tensorrt`), or `NAME-WHERE`: the class
+`Runtime` of a file `runtime_NAME.py` beside this one. `gpu` is the first of `GPU` that works. `hwnas/runtimes.py` says
+what a runtime has. Each line of standard input is a request, each line of standard output a piece of the answer, both
+JSON.
 
 `{"conditions": true}` is answered by what and where this is, `{"profile": "a.onnx", ...}` as `profile_model` says,
-`{"memory": ["a.onnx"], ...}` as `measure_memory` says. Any other request is a group of models timed together, as
-docs/measuring.md describes and gives the reasons for:
+`{"memory": ["a.onnx"], ...}` as `measure_memory` says, `{"outputs": "a.onnx", ...}` as `send_outputs` says. Any other
+request is a group of models timed together, as docs/measuring.md describes and gives the reasons for:
 
     {"models": ["a.onnx", "b.onnx"], "threads": 1, "rounds": 12, "patience_s": 5.0, "agreeing": 3, "tolerance": 0.02,
      "sample_ms": 1.0, "least_runs": 10, "warm_up_runs": 3, "warm_up_ms": 5.0,
@@ -28,6 +31,7 @@ sampled again and again: a sample is steady if the anchor took its usual time be
 import base64
 import bisect
 import glob
+import importlib
 import itertools
 import json
 import math
@@ -38,10 +42,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
-import onnxruntime
 
 PACE_TOLERANCE = 1.1
 """A sample is steady if the anchor was at most so much slower than usual before or after it. A busy neighbour on the
@@ -56,27 +60,29 @@ ANCHOR_RUNS, ANCHOR_SHARE = 2, 0.2
 COOL_BELOW_C = 5.0
 """Measuring begins when the processor is so many degrees Celsius below the first temperature at which it slows down."""
 
-_NUMPY_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-}
+LEAST_CALLS = 2
+"""Of a sample, where one call is several runs."""
 
 
 class TimedModel:
-    """One model, warm and ready: a call that runs it once, and how many runs make a sample."""
+    """One model, warm and ready.
 
-    def __init__(self, run, request, clock=time.perf_counter_ns):
-        self.run, self.clock, self.runs = run, clock, 1
+    Attributes:
+        run: a call that runs the model `runs_a_call` times and returns when all is done.
+        runs: how many calls make a sample.
+    """
+
+    def __init__(self, run, request, clock=time.perf_counter_ns, runs_a_call=1):
+        self.run, self.clock, self.runs_a_call, self.runs = run, clock, runs_a_call, 1
         start, done, once_ms = clock(), 0, math.inf
         while done < max(1, request["warm_up_runs"]) or clock() - start < request["warm_up_ms"] * 1e6:
             once_ms = self.sample_ms()
             done += 1
-        self.runs = max(request["least_runs"], math.ceil(request["sample_ms"] / once_ms))
+        needed = max(request["least_runs"], math.ceil(request["sample_ms"] / once_ms))
+        self.runs = needed if runs_a_call == 1 else max(LEAST_CALLS, math.ceil(needed / runs_a_call))
 
     def sample_ms(self):
-        """Milliseconds of the least of `self.runs` runs."""
+        """Milliseconds of a run, in the least of `self.runs` calls."""
         run, clock = self.run, self.clock
         least_ns = math.inf
         run()
@@ -84,7 +90,7 @@ class TimedModel:
             start = clock()
             run()
             least_ns = min(least_ns, clock() - start)
-        return least_ns / 1e6
+        return least_ns / 1e6 / self.runs_a_call
 
 
 class Anchor:
@@ -127,17 +133,21 @@ class Machine:
     clock = staticmethod(time.perf_counter_ns)
     sleep = staticmethod(time.sleep)
 
+    def __init__(self, runtime):
+        self.runtime = runtime
+        self.openers = runtime.openers
+
     def open(self, path, threads, seed):
-        """A call that runs the model at `path` once, on random inputs of its own shapes."""
-        session = onnxruntime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
-        feed = random_feed(session, seed)
-        return lambda: session.run(None, feed)
+        """A call that runs the model at `path`, on random inputs of its own shapes, and how often it does so."""
+        model = self.runtime.open(path, threads)
+        return model.repeated(random_feed(model, seed))
 
     def cores(self):
         return len(CORES)
 
     def pin(self, threads):
-        pin(threads)
+        if self.runtime.on_processor:
+            pin(threads)
 
     def celsius(self):
         return celsius()
@@ -147,8 +157,121 @@ class Machine:
         return {"load_average": load_average(), "megahertz": megahertz(), "celsius": celsius()[0], **stolen_ticks()}
 
 
+# ---- runtimes ----------------------------------------------------------------------------------------------------
+
+GPU = ("xla-gpu", "cuda")
+"""What `gpu` stands for, the first choice first."""
+
+NO_GPU = (
+    "there is no GPU here that JAX or ONNX Runtime can use ({}). On a machine with an NVIDIA driver: "
+    "pip install 'jax[cuda13]'"
+)
+
+
+class UnavailableError(Exception):
+    """A runtime that is not installed or finds no device; the text says what to do."""
+
+
+def make_runtime(name):
+    """The runtime of that name; `UnavailableError` if it cannot be had here."""
+    if name == "gpu":
+        reasons = []
+        for choice in GPU:
+            try:
+                return make_runtime(choice)
+            except UnavailableError as error:
+                reasons.append(str(error))
+        raise UnavailableError(NO_GPU.format("; ".join(reasons)))
+    if name in PROVIDERS:
+        return OnnxRuntime(name)
+    file, _, where = name.partition("-")
+    try:
+        return importlib.import_module(f"runtime_{file}").Runtime(where)
+    except ImportError as error:
+        raise UnavailableError(str(error)) from None
+
+
+PROVIDERS = {
+    "cpu": ("ONNX Runtime CPU", "CPUExecutionProvider"),
+    "cuda": ("ONNX Runtime CUDA", "CUDAExecutionProvider"),
+    "tensorrt": ("ONNX Runtime TensorRT", "TensorrtExecutionProvider"),
+}
+"""What a provider of ONNX Runtime is called in tables, and in ONNX Runtime."""
+
+RUNS_A_CALL = 16
+"""A GPU is given so many runs before it is waited for, so that it never waits for the processor."""
+
+
+class OnnxRuntime:
+    """ONNX Runtime with one of its providers; see `hwnas.runtimes.Runtime`."""
+
+    def __init__(self, provider):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UnavailableError("onnxruntime is not installed: pip install onnxruntime") from None
+        self.library = onnxruntime
+        self.name, self.provider = PROVIDERS[provider]
+        self.version = onnxruntime.__version__
+        self.on_processor = self.shows_memory = provider == "cpu"
+        self.precisions = ("fp32", "int8") if self.on_processor else ("fp32",)
+        self.openers = 1
+        self.launch_ms = 0.0
+        self.chip = chip() if self.on_processor else first_gpu()
+        if self.provider not in onnxruntime.get_available_providers():
+            raise UnavailableError(f"this ONNX Runtime has no {self.provider}: pip install onnxruntime-gpu")
+
+    def open(self, path, threads):
+        return OnnxModel(self.session(path, session_options(threads)), on_gpu=not self.on_processor)
+
+    def session(self, path, options):
+        """A session that runs where it was asked to, as ONNX Runtime goes on without a provider that fails."""
+        further = ["CUDAExecutionProvider"] if self.provider == "TensorrtExecutionProvider" else []
+        session = self.library.InferenceSession(path, options, providers=[self.provider, *further])
+        if session.get_providers()[0] != self.provider:
+            raise ValueError(f"{self.provider} does not start here; ONNX Runtime offers {session.get_providers()}")
+        return session
+
+
+class OnnxModel:
+    """A session of ONNX Runtime; see `hwnas.runtimes.Model`."""
+
+    def __init__(self, session, on_gpu=False):
+        self.session, self.on_gpu = session, on_gpu
+        self.inputs = [(x.name, numpy_type(x), numpy_shape(x)) for x in session.get_inputs()]
+
+    def outputs(self, feed):
+        return self.session.run(None, feed)
+
+    def repeated(self, feed):
+        if not self.on_gpu:
+            return lambda: self.session.run(None, feed), 1
+        return self.queued(feed, "cuda"), RUNS_A_CALL
+
+    def queued(self, feed, where):
+        """A call of many runs on inputs and outputs that stay where the model runs, of which the last is waited for."""
+        import onnxruntime
+
+        binding = self.session.io_binding()
+        for name, values in feed.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(values, where, 0))
+        for output in self.session.get_outputs():
+            binding.bind_output(output.name, where)
+        unfinished = onnxruntime.RunOptions()
+        unfinished.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+        def call():
+            for _ in range(RUNS_A_CALL - 1):
+                self.session.run_with_iobinding(binding, unfinished)
+            self.session.run_with_iobinding(binding)
+
+        return call
+
+
 def session_options(threads):
     """Sequential, all graph optimisations, `threads` threads that spin during a run and stop when it ends."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -159,22 +282,56 @@ def session_options(threads):
     return options
 
 
-def random_feed(session, seed):
-    """Values for every input of a model."""
-    rng = np.random.default_rng(seed)
-    return {argument.name: random_input(argument, rng) for argument in session.get_inputs()}
+_NUMPY_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+}
 
 
-def random_input(argument, rng):
-    """Values for one input of a model, in the shape that it asks for; an open size counts as 1."""
-    shape = [size if isinstance(size, int) else 1 for size in argument.shape]
+def numpy_type(argument):
+    """The type of a model's input in numpy."""
     if argument.type not in _NUMPY_TYPES:
         raise ValueError(f"input {argument.name} is a {argument.type}; it can be {', '.join(_NUMPY_TYPES)}")
-    kind = _NUMPY_TYPES[argument.type]
+    return _NUMPY_TYPES[argument.type]
+
+
+def numpy_shape(argument):
+    """The shape of a model's input; an open size counts as 1."""
+    return [size if isinstance(size, int) else 1 for size in argument.shape]
+
+
+def random_feed(model, seed):
+    """Values for every input of a model."""
+    rng = np.random.default_rng(seed)
+    return {name: random_input(kind, shape, rng) for name, kind, shape in model.inputs}
+
+
+def random_input(kind, shape, rng):
     if np.issubdtype(kind, np.integer):
         limits = np.iinfo(kind)
         return rng.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
     return rng.standard_normal(shape).astype(kind)
+
+
+def send_outputs(request, runtime, answer):
+    """Answers what a model computes from random inputs, which the seed makes the same everywhere.
+
+    The request: `{"outputs": "a.onnx", "threads": 1, "seed": 0}`. The answer, or an error of the model:
+
+        {"outputs": [{"shape": [1, 10], "float32": "..."}]}     the values in base64
+    """
+    try:
+        model = runtime.open(request["outputs"], request["threads"])
+        found = [np.asarray(values, np.float32) for values in model.outputs(random_feed(model, request["seed"]))]
+        coded = [{"shape": x.shape, "float32": base64.b64encode(x.tobytes()).decode()} for x in found]
+        answer({"outputs": coded})
+    except Exception as error:  # whatever a foreign model does, it is this model's failure
+        answer({"model": 0, "error": f"{type(error).__name__}: {error}"})
+
+
+# ---- a group of models -------------------------------------------------------------------------------------------
 
 
 class Group:
@@ -183,18 +340,24 @@ class Group:
     def __init__(self, request, machine, answer):
         self.request, self.machine = request, machine
         self.models = {}
-        for index, path in enumerate(request["models"]):
+        for index, opened in enumerate(self.opened(request["models"])):
             try:
-                self.models[index] = self.timed(path)
+                self.models[index] = self.timed(opened)
             except Exception as error:  # whatever a foreign model does, the others must be timed
                 answer({"model": index, "error": f"{type(error).__name__}: {error}"})
         self.samples = {index: [] for index in self.models}
         """Milliseconds, and the number of the anchor's sample before it."""
-        self.anchor = Anchor(self.timed(request["anchor"]), request["anchor_ms"])
+        self.anchor = Anchor(self.timed(*self.opened([request["anchor"]])), request["anchor_ms"])
 
-    def timed(self, path):
-        run = self.machine.open(path, self.request["threads"], self.request["seed"])
-        return TimedModel(run, self.request, self.machine.clock)
+    def opened(self, paths):
+        """A call for each model that waits for its session; several are made at once where the runtime gains by it."""
+        threads, seed = self.request["threads"], self.request["seed"]
+        with ThreadPoolExecutor(self.machine.openers) as pool:
+            return [pool.submit(self.machine.open, path, threads, seed).result for path in paths]
+
+    def timed(self, opened):
+        run, runs_a_call = opened()
+        return TimedModel(run, self.request, self.machine.clock, runs_a_call)
 
     def run(self):
         rng = random.Random(self.request["seed"])
@@ -275,7 +438,7 @@ KEPT_INSIDE_BYTES = 1 << 14
 """Constants up to this size travel with the optimised graph: orders of channels do, kernels do not."""
 
 
-def profile_model(request, answer):
+def profile_model(request, runtime, answer):
     """Times one model in turn without and with the runtime's profile, and calls `answer` with each piece of the reply.
 
     The request: `{"profile": "a.onnx", "threads": 1, "rounds": 30, ...}`, with the settings of a group.
@@ -292,15 +455,18 @@ def profile_model(request, answer):
     ran, which is the order of the graph; what a node of control flow holds is part of that node.
     """
     try:
-        answer(profile_of(request, answer))
+        answer(profile_of(request, runtime, answer))
     except Exception as error:  # whatever a foreign model does, it is this model's failure
         answer({"model": 0, "error": f"{type(error).__name__}: {error}"})
 
 
-def profile_of(request, answer):
+def profile_of(request, runtime, answer):
     """The last answer of `profile_model`."""
     path, threads = request["profile"], request["threads"]
-    plain = TimedModel(Machine().open(path, threads, request["seed"]), request)
+    if not isinstance(runtime, OnnxRuntime):
+        raise ValueError(f"{runtime.name} tells no times of nodes; ONNX Runtime does (--device cpu)")
+    run, runs_a_call = Machine(runtime).open(path, threads, request["seed"])
+    plain = TimedModel(run, request, runs_a_call=runs_a_call)
     samples_ms = []
     with tempfile.TemporaryDirectory() as folder:
         graph = os.path.join(folder, "graph.onnx")
@@ -312,8 +478,8 @@ def profile_of(request, answer):
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_min_size_in_bytes", str(KEPT_INSIDE_BYTES)
         )
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        feed = random_feed(session, request["seed"])
+        session = runtime.session(path, options)
+        feed = random_feed(OnnxModel(session), request["seed"])
         for number in range(request["rounds"]):
             samples_ms.append(plain.sample_ms())
             for _ in range(1 + plain.runs):
@@ -381,13 +547,16 @@ def measure_memory(request, answer):
 
         {"model": 0, "memory_bytes": 21500000}
         {"model": 1, "error": "..."}
-        {"model": 1, "not_shown": true}      the system does not tell the peak memory of a process
+        {"model": 1, "not_shown": true}      the system does not tell the peak memory of a process, or it means nothing
         {"done": 2}
     """
     for index, path in enumerate(request["memory"]):
         own = {"memory_here": path, "threads": request["threads"], "seed": request["seed"]}
         run = subprocess.run(
-            [sys.executable, os.path.abspath(__file__)], input=json.dumps(own), capture_output=True, text=True
+            [sys.executable, os.path.abspath(__file__), *sys.argv[1:]],
+            input=json.dumps(own),
+            capture_output=True,
+            text=True,
         )
         lines = run.stdout.splitlines() or [json.dumps({"error": f"its process ended with status {run.returncode}"})]
         answer({"model": index, **json.loads(lines[-1])})
@@ -397,17 +566,17 @@ def measure_memory(request, answer):
 STATUS = "/proc/self/status"
 
 
-def memory_here(request):
+def memory_here(request, runtime):
     """How far the peak of this process's resident memory, after a session was made and run, lies above what was there.
 
     What was there is Python, numpy and the loaded runtime, which another program would have otherwise or not at all.
     """
-    if not os.path.exists(STATUS):
+    if not (runtime.shows_memory and os.path.exists(STATUS)):
         return {"not_shown": True}
     with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
         file.write("5")  # the peak counts from now on: that of the imports is no part of the model
     before = resident_bytes("VmRSS")
-    run = Machine().open(request["memory_here"], request["threads"], request["seed"])
+    run, _ = Machine(runtime).open(request["memory_here"], request["threads"], request["seed"])
     for _ in range(MEMORY_RUNS):
         run()
     return {"memory_bytes": resident_bytes("VmHWM") - before}
@@ -441,13 +610,14 @@ def pin(threads):
         os.sched_setaffinity(0, fastest[-threads:])
 
 
-def conditions():
+def conditions(runtime):
     """What and where this is; see `hwnas.latency.Conditions`."""
     return {
-        "chip": chip(),
+        "chip": runtime.chip or chip(),
         "cores": len(CORES),
-        "runtime": "ONNX Runtime CPU",
-        "runtime_version": onnxruntime.__version__,
+        "runtime": runtime.name,
+        "runtime_version": runtime.version,
+        "launch_ms": runtime.launch_ms,
         "governor": core_fact(CORES[-1], "scaling_governor") or "not shown",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "load_average": load_average(),
@@ -504,6 +674,14 @@ def chip():
     return facts.get("model name") or platform.processor() or platform.machine()
 
 
+def first_gpu():
+    """The name of the first NVIDIA GPU, as its driver tells it."""
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with suppress(OSError):
+        return (subprocess.run(asked, capture_output=True, text=True).stdout.splitlines() or ["GPU"])[0].strip()
+    return "GPU"
+
+
 def first_line(path):
     """The first line of a file, or nothing if it cannot be read."""
     try:
@@ -515,28 +693,40 @@ def first_line(path):
 
 def main():
     """Answers requests until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a runtime prints is no answer
 
     def answer(piece):
-        print(json.dumps(piece), flush=True)
+        print(json.dumps(piece), file=answers, flush=True)
 
+    try:
+        runtime, refusal = make_runtime(*sys.argv[1:2] or ["cpu"]), None
+    except UnavailableError as error:
+        runtime, refusal = None, {"error": str(error)}
     for line in sys.stdin:
         try:
-            request = json.loads(line)
-            if request.get("conditions"):
-                answer({"conditions": conditions()})
-            elif "profile" in request:
-                profile_model(request, answer)
-            elif "memory" in request:
-                measure_memory(request, answer)
-            elif "memory_here" in request:
-                try:
-                    answer(memory_here(request))
-                except Exception as error:  # whatever a foreign model does, it is this model's failure
-                    answer({"error": f"{type(error).__name__}: {error}"})
-            else:
-                time_group(request, answer, Machine())
+            answer(refusal) if refusal else answer_request(json.loads(line), runtime, answer)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             answer({"error": f"{type(error).__name__}: {error}"})
+
+
+def answer_request(request, runtime, answer):
+    """Calls `answer` with each piece of the answer to one request."""
+    if request.get("conditions"):
+        answer({"conditions": conditions(runtime), "precisions": runtime.precisions})
+    elif "profile" in request:
+        profile_model(request, runtime, answer)
+    elif "outputs" in request:
+        send_outputs(request, runtime, answer)
+    elif "memory" in request:
+        measure_memory(request, answer)
+    elif "memory_here" in request:
+        try:
+            answer(memory_here(request, runtime))
+        except Exception as error:  # whatever a foreign model does, it is this model's failure
+            answer({"error": f"{type(error).__name__}: {error}"})
+    else:
+        time_group(request, answer, Machine(runtime))
 
 
 if __name__ == "__main__":

@@ -182,8 +182,15 @@ def _outline_node(
             emit("Split", [numbers("sizes", sizes, (len(sizes),), _INT64)], _integer("axis", 1))
         case Shuffle(groups=groups):
             order = shuffle_order(node.inputs[0].shape[0], groups)
+            if split is None:
+                rows = numbers(f"order_{groups}", order, (len(order) // groups, groups), _INT64)
+                made = f"{node.name}/rows"
+                outline.add("Gather", made, [name(node.inputs[0]), rows], [made], _integer("axis", 1))
+                shape = numbers("shape", (0, *node.outputs[0].shape), (4,), _INT64)
+                outline.add("Reshape", node.name, [made, shape], [name(node.outputs[0])])
+                return
             first = 0
-            for piece in split.outputs if split else node.outputs:
+            for piece in split.outputs:
                 count = piece.shape[0]
                 channels = numbers(f"order_{groups}", order[first : first + count], (count,), _INT64)
                 inputs = [name(node.inputs[0]), channels]

@@ -84,8 +84,8 @@ def _gathered_shuffles(graph: GraphProto) -> Iterator[int]:
 
 
 def _is_shuffled(order: TensorProto) -> bool:
-    numbers = numpy_helper.to_array(order)
-    return numbers.ndim == 1 and len(set(numbers.tolist())) == len(numbers) and bool((np.diff(numbers) != 1).any())
+    numbers = numpy_helper.to_array(order).reshape(-1)
+    return len(set(numbers.tolist())) == len(numbers) and bool((np.diff(numbers) != 1).any())
 
 
 def _transposed_shuffles(graph: GraphProto, shapes: Sequence[Sequence[int]]) -> Iterator[int]:

@@ -203,12 +203,20 @@ class _Exporter:
         """A gather of channels, or, where a split follows, one for each piece.
 
         That copies each channel once; reshape, transpose, reshape and then a split copy it twice, which costs 3 to 6 %
-        of ShuffleNet V2 1x in ONNX Runtime.
+        of ShuffleNet V2 1x in ONNX Runtime. A whole shuffle gathers by a matrix of channels and is flattened, which
+        costs nothing: from a plain permutation OpenVINO 2026.4 makes another order of the next convolution's weights,
+        and takes the inverse of the right one.
         """
         order = shuffle_order(node.inputs[0].shape[0], groups)
         split = self.splits.get(node.name)
+        if split is None:
+            rows = self.constant(f"order_{groups}", np.array(order, dtype=np.int64).reshape(-1, groups))
+            self.append("Gather", f"{node.name}/rows", [self.name(node.inputs[0]), rows], [f"{node.name}/rows"], axis=1)
+            shape = self.numbers("shape", (0, *node.outputs[0].shape))
+            self.append("Reshape", node.name, [f"{node.name}/rows", shape], [self.name(node.outputs[0])])
+            return
         first = 0
-        for piece in split.outputs if split else node.outputs:
+        for piece in split.outputs:
             channels = self.numbers(f"order_{groups}", order[first : first + piece.shape[0]])
             self.append("Gather", piece.name, [self.name(node.inputs[0]), channels], [self.name(piece)], axis=1)
             first += piece.shape[0]

@@ -15,7 +15,7 @@ from hwnas.chains import chain_of, copies_of, host_of
 from hwnas.composition import is_timed, terms
 from hwnas.devices import Device, Timing
 from hwnas.errors import HwnasError
-from hwnas.journal import Journal, now
+from hwnas.journal import ENTRIES, Journal, now
 from hwnas.latency import (
     ComposedEntry,
     Entry,
@@ -87,10 +87,10 @@ def profile(
     conditions = device.conditions(threads, batch, precision)
     path = table_path(folder, space.name, conditions)
     places = keys_of(space)
-    journal = Journal(path.with_suffix(".journal"), space.name, conditions)
+    journal = Journal(path.with_suffix(".journal"), space.name, conditions, ENTRIES)
     timed = [(key, place) for key, place in places.items() if place.choice is None or is_timed(space, place.choice)]
     old = matching_table(path, conditions)
-    measured = _entries_to_complete(old, timed) | journal.entries
+    measured = _entries_to_complete(old, timed) | journal.items
     todo = [(key, place) for key, place in timed if key not in measured]
     total = len(timed) + TIMINGS * min(FITTED + HELD_OUT, space.size) + min(MEMORY_FITTED + MEMORY_HELD_OUT, space.size)
     done = len(timed) - len(todo)
@@ -170,7 +170,7 @@ def _composed(
 # ---- units -------------------------------------------------------------------------------------------------------
 
 
-def _measured_units(setup: Setup, journal: Journal, units: Sequence[tuple[str, Place]]) -> Iterator[Entry]:
+def _measured_units(setup: Setup, journal: Journal[Entry], units: Sequence[tuple[str, Place]]) -> Iterator[Entry]:
     """The entry of each unit, once it is in the journal.
 
     A unit that seems to cost nothing, or for which the machine was too disturbed, is timed again; so are those of a

@@ -7,7 +7,7 @@ point a tensor (Jacob et al. 2018, section 2.1; the scheme of ONNX Runtime's own
 |---------------------------------------------------------|----------------------------------------------|
 | read by nothing but a Relu or a Clip                    | none: it is fused away                       |
 | read by nothing: an output of the graph                 | none: it stays float                         |
-| made by Gather, Split, MaxPool or Flatten               | that of the input: the bytes only move       |
+| made by Gather, Reshape, Split, MaxPool or Flatten      | that of the input: the bytes only move       |
 | made by a sigmoid                                       | 0 to 1                                       |
 | any other                                               | as given, else `DEFAULT_RANGE`               |
 
@@ -30,7 +30,7 @@ DEFAULT_RANGE = (-4.0, 4.0)
 LARGEST_WEIGHT = 64
 """Of the integers that stand for weights."""
 
-_SAME_RANGE = ("Gather", "Split", "MaxPool", "Flatten")
+_SAME_RANGE = ("Gather", "Reshape", "Split", "MaxPool", "Flatten")
 _NOT_NEGATIVE = ("Relu", "Clip")
 _UP_TO_ONE = ("Sigmoid", "HardSigmoid")
 _WITH_KERNEL = ("Conv", "Gemm")

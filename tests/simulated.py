@@ -25,7 +25,7 @@ FACTS = {
 
 FULL_MEGAHERTZ = 3000.0
 BASE_BYTES, BYTES_A_BYTE = 18_000_000, 3.0
-CHANNELS_LAST = {"Concat", "Split", "Gather", "Flatten", "Gemm"}
+CHANNELS_LAST = {"Concat", "Split", "Gather", "Reshape", "Flatten", "Gemm"}
 """Operators that take and make plain tensors; all others work on blocks of channels, as on x86-64."""
 
 
@@ -177,9 +177,11 @@ class SimulatedMachine(measure.Machine):
         if self.heat:
             self.heat.pass_s(seconds, self.heat.idle)
 
-    def open(self, path: str, threads: int, seed: int) -> Callable[[], None]:
+    openers = 1
+
+    def open(self, path: str, threads: int, seed: int) -> tuple[Callable[[], None], int]:
         cost_ns = self.model_ms(Path(path).read_bytes()) * 1e6 * (1 + self._rng.gauss(0, 1) * self.session_noise)
-        return lambda: self._run(cost_ns)
+        return (lambda: self._run(cost_ns)), 1
 
     def cores(self) -> int:
         return FACTS["cores"]
@@ -246,7 +248,7 @@ class SimulatedDevice(Device):
     def _send(self, request: dict[str, Any]) -> None:
         self._answers: queue.Queue[str] = queue.Queue()
         if "conditions" in request:
-            self._answers.put(json.dumps({"conditions": FACTS}))
+            self._answers.put(json.dumps({"conditions": FACTS, "precisions": ["fp32", "int8"]}))
             return
         if "memory" in request:
             for index, path in enumerate(request["memory"]):

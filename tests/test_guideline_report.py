@@ -9,9 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import Answer, Home
+from simulated import SimulatedDevice, SimulatedMachine
 from test_experiments import timings
 
 from hwnas import experiments, guideline_profiling
+from hwnas.calibration import Measurement
+from hwnas.devices import DEFAULT_TIMING, DeviceError
 from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, all_cases, check_complete
 from hwnas.guideline_report import guideline_facts, guideline_picture, guideline_rows
@@ -91,9 +94,39 @@ def test_without_a_table_the_command_says_which_one_makes_it(hwnas: Command, tmp
     assert "no latency table" in answer.err
     assert "hwnas profile --device cpu --space tiny.toml" in answer.err
     assert "stored in" not in answer.out
-    assert list(tmp_path.iterdir()) == []
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-def test_channels_of_another_device_than_the_papers_are_refused():
+def test_channels_of_another_device_than_the_papers_are_refused(tmp_path: Path):
     with pytest.raises(HwnasError, match=r"arm or gpu\. They are 'mips'"):
-        guideline_profiling.measure_guidelines(None, widths="mips")  # pyright: ignore[reportArgumentType]
+        guideline_profiling.measure_guidelines(SimulatedDevice(SimulatedMachine()), tmp_path / "kept", widths="mips")
+
+
+class Flaky(SimulatedDevice):
+    """A device that dies when it is to time its third experiment."""
+
+    timed = 0
+
+    def measure_steadily(self, models, timing=DEFAULT_TIMING):
+        self.timed += 1
+        if self.timed == 3:
+            raise DeviceError("it has died")
+        return {index: Measurement((1.0 + index,) * 5) for index in range(len(models))}
+
+
+@pytest.mark.usefixtures("small")
+def test_an_experiment_that_is_finished_is_kept_and_not_measured_again(tmp_path: Path):
+    device, kept, said = Flaky(SimulatedMachine()), tmp_path / "kept", []
+    with pytest.raises(DeviceError):
+        guideline_profiling.measure_guidelines(device, kept, on_progress=lambda *words: said.append(words))
+    assert [done for done, _, _ in said] == [1, 2]
+    assert said[1][2].startswith("G2 holds here: 8 groups cost")
+    with kept.open("a") as file:
+        file.write('{"guideline": "G3", "torn by a ki')
+    timings = guideline_profiling.measure_guidelines(device, kept)
+    assert device.timed == 5
+    check_complete(timings)
+    assert timings == guideline_profiling.measure_guidelines(device, kept)
+    assert device.timed == 5
+    with pytest.raises(HwnasError, match="begun under other conditions"):
+        guideline_profiling.measure_guidelines(device, kept, batch=8)

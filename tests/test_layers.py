@@ -21,6 +21,9 @@ FLOORS = {
     "drift": 1,
     "units": 1,
     "reference": 2,
+    "runtimes": 3,
+    "runtime_openvino": 4,
+    "runtime_xla": 4,
     "space": 2,
     "space_toml": 2,
     "calibration": 3,
@@ -206,6 +209,12 @@ def late():
 def test_what_runs_on_a_board_needs_numpy_and_onnxruntime_and_nothing_of_ours():
     (source,) = ROOMS["measure"]
     assert libraries(source) - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room.startswith("runtime_")])
+def test_a_runtime_is_one_file_that_can_go_to_a_board_too(room: str):
+    (source,) = ROOMS[room]
+    assert "hwnas" not in libraries(source)
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if FLOORS.get(room, 9) <= 2 or room in ("latency", "search")])

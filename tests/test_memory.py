@@ -153,11 +153,12 @@ def test_what_the_process_had_before_and_what_it_gave_back_do_not_count(tmp_path
     code = f"""
 import numpy
 from hwnas import measure
+runtime = measure.make_runtime("cpu")
 given_back = numpy.ones(50_000_000)
 del given_back
 kept = numpy.ones(25_000_000)
 request = {{"memory_here": {str(tmp_path / "a.onnx")!r}, "threads": 1, "seed": 0}}
-print(measure.memory_here(request)["memory_bytes"])
+print(measure.memory_here(request, runtime)["memory_bytes"])
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     with device("cpu") as cpu:

@@ -17,7 +17,7 @@ from hwnas.composition import is_timed
 from hwnas.devices import device
 from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, GuidelineTiming, cases
-from hwnas.journal import Journal
+from hwnas.journal import ENTRIES, Journal
 from hwnas.latency import ComposedEntry, Entry, Measurement, load_table, parse_entry
 from hwnas.memory_profiling import FITTED as MEMORY_FITTED
 from hwnas.memory_profiling import HELD_OUT as MEMORY_HELD_OUT
@@ -209,11 +209,11 @@ def test_a_profile_killed_at_20_random_moments_loses_and_tears_no_finished_entry
 def test_a_torn_line_does_not_take_the_entry_written_after_it(finished, tmp_path):
     table, path = finished[0], tmp_path / "a.journal"
     first, second = list(table.entries.values())[:2]
-    Journal(path, table.space, table.conditions).add([first])
+    Journal(path, table.space, table.conditions, ENTRIES).add([first])
     with path.open("a") as file:
         file.write('{"key": "torn off in the mid')
-    Journal(path, table.space, table.conditions).add([second])
-    assert list(Journal(path, table.space, table.conditions).entries.values()) == [first, second]
+    Journal(path, table.space, table.conditions, ENTRIES).add([second])
+    assert list(Journal(path, table.space, table.conditions, ENTRIES).items.values()) == [first, second]
 
 
 def test_an_unfinished_profile_of_other_conditions_is_not_continued(space, cpu, finished, tmp_path):

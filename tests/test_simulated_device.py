@@ -1,6 +1,7 @@
 """The builder on a processor whose truth is known: it recovers it, and says where the world is not as it assumes."""
 
 import statistics
+import zlib
 
 import pytest
 from simulated import Costs, Heat, Neighbour, SimulatedDevice, SimulatedMachine
@@ -105,7 +106,7 @@ def test_a_world_that_does_not_add_up_is_seen_and_said(tmp_path):
 
         def model_ms(self, content):
             exact = super().model_ms(content)
-            return exact * (1 + 0.3 * (len(content) % 97) / 97) if len(content) > 60_000 else exact
+            return exact * (1 + 0.3 * (zlib.crc32(content) % 97) / 97) if len(content) > 60_000 else exact
 
     device, table = built(tmp_path / "b", Whimsical(noise=0.002))
     assert "not additive" in table.cautions

@@ -1,0 +1,66 @@
+"""What a GPU makes of the guidelines and of a space, within the seconds that there are.
+
+Settings, from the environment: `GPU_DEVICE` (gpu), `GPU_SPACE` (shufflenet-tiny), `GPU_BATCH` (8, the paper's),
+`GPU_CHECKED` (30 new networks), and `HWNAS_TABLES`, the folder in which everything is kept as soon as it is measured:
+each experiment, each group of units, the table. Run again with the same folder, it goes on where it was stopped.
+"""
+
+import os
+import time
+from dataclasses import replace
+
+from benchmarks.result import Result
+from hwnas.devices import device
+from hwnas.guideline_profiling import measure_guidelines
+from hwnas.latency import table_path
+from hwnas.profiling import profile
+from hwnas.space_toml import load_space
+from hwnas.stages import tables_folder
+from hwnas.whole_networks import check_table
+
+
+def run(name: str) -> Result:
+    where, batch = os.environ.get("GPU_DEVICE", "gpu"), int(os.environ.get("GPU_BATCH", "8"))
+    space = load_space(os.environ.get("GPU_SPACE", "shufflenet-tiny"))
+    start, seconds = time.monotonic(), {}
+
+    def say(done: int, total: int, what: str) -> None:
+        if done == total or len(what) > 60 or time.monotonic() > say.next:
+            say.next = time.monotonic() + 10
+            print(f"{time.monotonic() - start:6.1f} s  {done}/{total} {what}", flush=True)
+
+    say.next = 0.0
+    with device(where) as opened:
+        conditions = opened.conditions(1, batch)
+        print(conditions, flush=True)
+        path = table_path(tables_folder(), space.name, conditions)
+        kept = path.with_suffix(".guidelines")
+        timings = measure_guidelines(opened, kept, batch=batch, widths="gpu", on_progress=say)
+        seconds["guidelines"] = time.monotonic() - start
+        table = profile(space, opened, batch=batch, folder=tables_folder(), on_progress=say)
+        table = replace(table, guidelines=timings)
+        table.save(path)
+        kept.unlink()
+        seconds["table"] = time.monotonic() - start - seconds["guidelines"]
+        print(f"{time.monotonic() - start:6.1f} s  {path}", flush=True)
+        found = check_table(table, space, opened, networks=int(os.environ.get("GPU_CHECKED", "30")), on_progress=say)
+        seconds["check"] = time.monotonic() - start - sum(seconds.values())
+    error, noise = found.mean_absolute_error, found.noise_floor
+    own = table.calibration
+    return Result(
+        name,
+        100 * error,
+        "% mean absolute error on new networks",
+        "3 or 1.3 times the noise",
+        error <= max(0.03, 1.3 * noise),
+        f"noise {noise:.2%}, bias {found.bias:+.2%}, Spearman {found.spearman:.4f}, coverage {found.coverage:.0%}",
+        f"{conditions.chip}, {conditions.runtime} {conditions.runtime_version}, batch {batch}",
+        {
+            "held-out error of the table": f"{own.mean_absolute_error:.2%}, noise {own.noise_floor:.2%}",
+            "launch": f"{conditions.launch_ms} ms",
+            "fastest and slowest network": f"{min(n.latency_ms for n in own.networks):.4g} and "
+            f"{max(n.latency_ms for n in own.networks):.4g} ms",
+            "cautions": table.cautions,
+            "seconds": {what: round(took, 1) for what, took in seconds.items()},
+        },
+    )

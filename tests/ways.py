@@ -1,0 +1,13 @@
+"""Every way of reaching a device that `tests/test_runtimes.py` holds to the same rules.
+
+A new runtime is in `runtimes.RUNTIMES` and so is here already; a new way of reaching a device adds a line to `WAYS`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from hwnas.devices import Device, device
+from hwnas.runtimes import RUNTIMES
+
+WAYS: dict[str, Callable[[], Device]] = {name: partial(device, name) for name in RUNTIMES}
+"""Calls that give a device which is not yet open, by a name for the test's report."""
