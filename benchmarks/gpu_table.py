@@ -22,14 +22,14 @@ from hwnas.whole_networks import check_table
 def run(name: str) -> Result:
     where, batch = os.environ.get("GPU_DEVICE", "gpu"), int(os.environ.get("GPU_BATCH", "8"))
     space = load_space(os.environ.get("GPU_SPACE", "shufflenet-tiny"))
-    start, seconds = time.monotonic(), {}
+    start, shown = time.monotonic(), [0.0]
+    seconds: dict[str, float] = {}
 
     def say(done: int, total: int, what: str) -> None:
-        if done == total or len(what) > 60 or time.monotonic() > say.next:
-            say.next = time.monotonic() + 10
+        if done == total or len(what) > 60 or time.monotonic() > shown[0]:
+            shown[0] = time.monotonic() + 10
             print(f"{time.monotonic() - start:6.1f} s  {done}/{total} {what}", flush=True)
 
-    say.next = 0.0
     with device(where) as opened:
         conditions = opened.conditions(1, batch)
         print(conditions, flush=True)
