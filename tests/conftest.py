@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import steady
 
 from hwnas.cli import main
 
@@ -53,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A folder with `tiny.toml` and a cache of its own.
+    """A folder with `tiny.toml` and a cache of its own, on a machine that nothing disturbs (`steady.py`).
 
     Attributes:
         folder: where commands run.
@@ -74,7 +75,7 @@ class Home:
     def process(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Runs `hwnas` as a user does, in a process of its own."""
         return subprocess.run(
-            [sys.executable, "-m", "hwnas", *arguments],
+            [sys.executable, steady.__file__, *arguments],
             cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300, **options,
         )  # fmt: skip
 
@@ -106,6 +107,7 @@ def here(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """The same home for commands that run inside the test's process."""
     for name, value in home.environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("hwnas.devices.command_of", steady.command_of)
     monkeypatch.delenv("HWNAS_TABLES", raising=False)
     with contextlib.chdir(home.folder):
         yield home

@@ -23,6 +23,7 @@ FACTS = {
     "system": "tests", "load_average": 0.0,
 }  # fmt: skip
 
+WEIGHT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8)
 FULL_MEGAHERTZ = 3000.0
 BASE_BYTES, BYTES_A_BYTE = 18_000_000, 3.0
 CHANNELS_LAST = {"Concat", "Split", "Gather", "Reshape", "Flatten", "Gemm"}
@@ -53,7 +54,7 @@ class Costs:
     def model_ms(self, content: bytes) -> float:
         """Milliseconds of a serialised model on the undisturbed machine."""
         graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(content)).graph
-        weights = {w.name: list(w.dims) for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT}
+        weights = {w.name: list(w.dims) for w in graph.initializer if w.data_type in WEIGHT_TYPES}
         sizes = {
             value.name: math.prod(size.dim_value for size in value.type.tensor_type.shape.dim)
             for value in (*graph.input, *graph.output, *graph.value_info)
@@ -66,6 +67,8 @@ class Costs:
             for name in node.input:
                 if name in blocked and blocked[name] != takes_blocks:
                     total_ns += self.border_us * 1e3 + self.border_byte_ns * 4 * sizes[name]
+            if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+                weights[node.output[0]] = weights.pop(node.input[0])
             if node.op_type in ("Conv", "Gemm"):
                 kernel = weights[node.input[1]]
                 positions = sizes[node.output[0]] // kernel[0] if node.op_type == "Conv" else 1

@@ -108,6 +108,20 @@ def test_profile_prints_one_json_object(hwnas: Command, tmp_path: Path, here: Ho
     assert facts["origin"] == "measured"
 
 
+def test_a_table_measured_by_the_real_clock_is_used_or_refused_as_its_own_check_says(
+    hwnas: Command, home: Home, found: dict[str, Any], tmp_path: Path
+):
+    command = [sys.executable, "-m", "hwnas", "profile", "--space", home.space, "--tables", str(tmp_path), "--json"]
+    done = subprocess.run(command, env=home.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check = json.loads(done.stdout)["check"]
+    answer = search(hwnas, home, "--tables", tmp_path, "--runs", tmp_path / "runs")
+    if check == "passed":
+        assert answer.status == 0, answer
+    else:
+        refused(answer, check)
+
+
 def test_train_prints_one_json_object_and_trains_the_supernet_of_a_search(
     hwnas: Command, here: Home, found: dict[str, Any]
 ):

@@ -1,4 +1,7 @@
-"""Profiles of a made-up space on the real processor, one of them killed on the way."""
+"""Profiles of a made-up space, one of them killed on the way.
+
+The measuring process runs every model for real; its clock is scripted (`steady.py`): a busy machine fails nothing.
+"""
 
 import json
 import random
@@ -8,13 +11,15 @@ import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import steady
 
 from hwnas import profiling
 from hwnas.chains import chain_of, copies_of, host_of
 from hwnas.composition import is_timed
-from hwnas.devices import device
+from hwnas.devices import Device
 from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, GuidelineTiming, cases
 from hwnas.journal import ENTRIES, Journal
@@ -53,14 +58,15 @@ width = [64, 128]
 KILLED = """
 import sys
 from pathlib import Path
-from hwnas.devices import device
+import steady
+from hwnas.devices import Device
 from hwnas.profiling import profile
 from hwnas.space_toml import parse_space
 
 def told(done, total, what):
     print("other" if what in ("whole networks", "memory") else done, flush=True)
 
-with device("cpu") as cpu:
+with Device("cpu", steady.command_of("cpu")) as cpu:
     profile(parse_space(Path(sys.argv[1]).read_text()), cpu, folder=Path(sys.argv[2]), on_progress=told)
 """
 
@@ -72,7 +78,7 @@ def space():
 
 @pytest.fixture(scope="module")
 def cpu():
-    with device("cpu") as opened:
+    with Device("cpu", steady.command_of("cpu")) as opened:
         yield opened
 
 
@@ -141,7 +147,8 @@ def test_half_of_the_whole_networks_are_held_out_and_the_ends_of_the_range_are_n
     assert sums == sorted(sums)
     assert not networks[0].held_out
     assert not networks[-1].held_out
-    assert calibration.kendall_tau > 0.5  # 0.99 on a quiet machine
+    assert calibration.kendall_tau > 0.9
+    assert calibration.failure is None
     assert all(n.measured.samples_ms and n.repeated.samples_ms for n in networks)
     slow, fast = (finished[0].predict(lower(space, a)).latency_ms for a in (space.largest, space.smallest))
     assert slow > 1.5 * fast
@@ -157,7 +164,8 @@ def test_a_table_is_checked_on_networks_that_it_has_not_seen(space, cpu, finishe
     assert not {n.encoding for n in found.networks} & {n.encoding for n in table.calibration.networks}
     assert 0 < found.mean_absolute_error <= found.rms_error < 1
     assert abs(found.bias) <= found.rms_error
-    assert found.kendall_tau > 0.3  # 0.99 on a quiet machine
+    assert found.kendall_tau > 0.9
+    assert found.failure is None
     other = replace(table, conditions=replace(table.conditions, chip="another"))
     with pytest.raises(HwnasError, match="another"):
         check_table(other, space, cpu, networks=1)
@@ -177,10 +185,10 @@ def test_a_profile_killed_at_20_random_moments_loses_and_tears_no_finished_entry
     path = tmp_path / "cpu" / "made-up-fp32-t1-b1.journal"
     rng, kept, started = random.Random(0), {}, set()
     for number in range(20):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         first = process.stdout.readline() if number % 2 else ""  # every other time not before something is finished
-        time.sleep(rng.uniform(0.0, 3.0))
+        time.sleep(rng.uniform(0.0, 1.5))
         process.send_signal(signal.SIGKILL)
         printed = first + process.communicate()[0]
         if not path.exists():
