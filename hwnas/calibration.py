@@ -102,7 +102,7 @@ class Calibration:
         upper_ratio: by how much a network may be slower than the line, relative to it, with 95 % confidence, whenever
             it is measured.
         networks: the whole networks behind the line (`held_out` false) and behind the ratio (`held_out` true).
-        checks: later sessions in which it still held.
+        checks: later sessions in which it was checked.
     """
 
     line: Line

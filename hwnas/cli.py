@@ -131,8 +131,8 @@ def profile(
     """Measures the latency table of a device: every unit that a network of the space can have.
 
     With --check it measures new whole networks, under the table's own conditions, and tells whether the table still
-    holds, as after an update of the system; if not, the exit status is 1. If it holds, the table's upper bound learns
-    from the check how much the machine drifts.
+    holds, as after an update of the system; if not, the exit status is 1. The table's upper bound learns from the check
+    how much the machine drifts.
     """
     from dataclasses import replace
 
@@ -173,10 +173,12 @@ def _check_table(path: Path, space: str, device: str, seed: int, as_json: bool) 
         opened.anchor_ms = table.anchor_ms
         listener.stage(f"Measuring whole networks of {loaded.name} on {device}")
         found = check_table(table, loaded, opened, seed=seed + 1, on_progress=listener.progress)
-    print_facts({"table": str(path), "holds": found.failure is None, **check_facts(found, found.coverage)}, as_json)
+    facts = {"table": str(path), "holds": found.failure is None, **check_facts(found, found.coverage)}
+    kept = table.checked(found, now())
+    print_facts(facts | {"upper_bound_percent_from_now_on": 100 * kept.calibration.upper_ratio}, as_json)
+    kept.save(path)  # last: a file that is read-only must not hide what was found
     if found.failure:
         raise typer.Exit(1)
-    table.checked(found, now()).save(path)  # last: a file that is read-only must not hide what was found
 
 
 @app.command(epilog="Example: hwnas export runs/NAME --output model.onnx")

@@ -5,7 +5,7 @@ its temperature. Split conformal prediction does not see that, since its network
 line. So each later session tells by how much it was slower than the table on the whole (the median of measured over
 predicted, less one), and the next session is predicted from those: normal around the table, with a variance of which
 `PRIOR_SESSIONS` sessions of `PRIOR_SHIFT` were seen before the first (Gelman et al., Bayesian Data Analysis, section
-2.6). A table that was only just made carries the prior; every check that it passes replaces some of it by what it saw.
+2.6). A table that was only just made carries the prior; every check replaces some of it by what it saw.
 """
 
 import math
@@ -19,7 +19,7 @@ PRIOR_SHIFT, PRIOR_SESSIONS = 0.01, 4
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A later session in which the table still held.
+    """A later session in which the table was checked.
 
     Attributes:
         finished: when, in ISO 8601.

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hwnas.calibration import Calibration, Measurement, WholeNetwork, significant
+from hwnas.calibration import NOISE_LIMIT, Calibration, Measurement, WholeNetwork, significant
 from hwnas.drift import Check
 from hwnas.errors import HwnasError
 from hwnas.experiments import Case, GuidelineTiming, check_complete
@@ -198,7 +198,12 @@ class LatencyTable:
         return replace(self, calibration=moved.bounded())
 
     def checked(self, found: Calibration, finished: str) -> "LatencyTable":
-        """The table with what a check that it passed (`whole_networks.check_table`) tells of the machine's drift."""
+        """The table with what a check of it (`whole_networks.check_table`) tells of the machine's drift.
+
+        A check that was itself too noisy tells nothing.
+        """
+        if found.noise_floor > NOISE_LIMIT:
+            return self
         checks = (*self.calibration.checks, Check(finished, significant(found.shift)))
         return replace(self, calibration=replace(self.calibration, checks=checks).bounded())
 

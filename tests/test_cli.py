@@ -109,17 +109,52 @@ def test_profile_prints_one_json_object(hwnas: Command, tmp_path: Path, here: Ho
 
 
 def test_a_table_measured_by_the_real_clock_is_used_or_refused_as_its_own_check_says(
-    hwnas: Command, home: Home, found: dict[str, Any], tmp_path: Path
+    hwnas: Command, here: Home, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    command = [sys.executable, "-m", "hwnas", "profile", "--space", home.space, "--tables", str(tmp_path), "--json"]
-    done = subprocess.run(command, env=home.environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "hwnas", "profile", "--space", here.space, "--tables", str(tmp_path), "--json"]
+    done = subprocess.run(command, env=here.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check = json.loads(done.stdout)["check"]
-    answer = search(hwnas, home, "--tables", tmp_path, "--runs", tmp_path / "runs")
+    monkeypatch.setenv("HWNAS_TABLES", str(tmp_path))
+    answer = search(hwnas, here, "--runs", tmp_path / "runs")
     if check == "passed":
         assert answer.status == 0, answer
     else:
         refused(answer, check)
+
+
+def test_a_check_of_a_table_is_told_and_kept_in_it(
+    hwnas: Command, here: Home, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    table = copied_table(here, monkeypatch, tmp_path)
+    facts = only_json(hwnas("profile", "--check", table, "--space", here.space, "--json"))
+    assert facts["holds"]
+    assert facts["check"] == "passed"
+    (kept,) = json.loads(table.read_text())["calibration"]["checks"]
+    assert abs(kept["shift"]) < 0.02
+    assert json.loads(table.read_text())["calibration"]["upper_ratio"] == pytest.approx(
+        facts["upper_bound_percent_from_now_on"] / 100
+    )
+    shown = only_json(hwnas("show", table, "--json"))
+    assert shown["upper_bound_percent"] == pytest.approx(facts["upper_bound_percent_from_now_on"])
+
+
+def test_a_check_that_a_table_fails_ends_with_1_and_widens_its_bound(
+    hwnas: Command, here: Home, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    table = copied_table(here, monkeypatch, tmp_path)
+    data = json.loads(table.read_text())
+    before = data["calibration"]["upper_ratio"]
+    line = data["calibration"]["line"]
+    line["slopes"] = [slope / 1.2 for slope in line["slopes"]]
+    table.write_text(json.dumps(data))
+    answer = hwnas("profile", "--check", table, "--space", here.space, "--json")
+    assert answer.status == 1
+    facts = json.loads(answer.out)
+    assert not facts["holds"]
+    assert "err by" in facts["check"]
+    after = json.loads(table.read_text())["calibration"]["upper_ratio"]
+    assert after > before + 0.05
 
 
 def test_train_prints_one_json_object_and_trains_the_supernet_of_a_search(
