@@ -6,7 +6,7 @@ kill is cut off when the journal is opened again.
 
 import json
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +44,7 @@ class Journal(Generic[Item]):
     def __init__(self, path: Path, space: str, conditions: Conditions, kind: Kind[Item]) -> None:
         """Continues the journal at `path`, or begins one there; `HwnasError` if it is of other conditions."""
         self.path, self._kind = path, kind
-        self.items: dict[Hashable, Item] = {}
+        self.items: dict[Any, Item] = {}
         header, items, whole_bytes = _read(path, kind)
         if header is not None:
             _check(path, header, space, conditions)

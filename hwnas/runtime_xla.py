@@ -52,7 +52,7 @@ class Runtime:
         jax.config.update("jax_default_matmul_precision", "highest")
         self._compiled: OrderedDict[str, Model] = OrderedDict()
         self._threads: int | None = None
-        self._options: dict[str, object] = {}
+        self._options: dict[str, str | bool] = {}
         self.name, self.version, self.chip = f"XLA {where.upper()}", f"jax {jax.__version__}", ""
         self.on_processor, self.openers, self.launch_ms = where == "cpu", 1, 0.0
         self.shows_memory = False  # what compiling takes hides what running does
@@ -86,7 +86,7 @@ class Runtime:
         return self._compiled[digest]
 
 
-def accepts(option: str, value: object) -> bool:
+def accepts(option: str, value: str | bool) -> bool:
     """Whether this version of XLA has an option of the compiler."""
     try:
         jax.jit(lambda x: x + 1).lower(jnp.zeros(())).compile({option: value})
@@ -116,7 +116,7 @@ class Model:
         options: of the compiler.
     """
 
-    def __init__(self, model: onnx.ModelProto, runs: int, options: Mapping[str, object]) -> None:
+    def __init__(self, model: onnx.ModelProto, runs: int, options: Mapping[str, str | bool]) -> None:
         graph = model.graph
         (argument,) = graph.input
         self.inputs = [(argument.name, np.float32, shape_of(argument))]
@@ -136,7 +136,7 @@ class Model:
 
         function, shape = (once, shape) if runs == 1 else (loop, (INPUTS, *shape))
         program = jax.jit(function).lower(self._weights, jax.ShapeDtypeStruct(shape, np.float32))
-        self._call = program.compile(dict(options))
+        self._call = program.compile({**options})
 
     def outputs(self, feed):
         return [channels_first(np.asarray(y)) for y in self.repeated(feed)[0]()]

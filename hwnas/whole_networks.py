@@ -108,7 +108,8 @@ def check_table(
     setup = Setup(space, device, here.threads, here.batch, here.precision, seed)
     seen = {network.encoding for network in table.calibration.networks}
     found = candidates(space, table.unit_ms(space), random.Random(seed))
-    chosen = spread({code: ms for code, ms in found.items() if code not in seen}, networks)
+    unseen = {code: ms for code, ms in found.items() if code not in seen}
+    chosen = spread(unseen or found, networks)  # of a space so small that all were seen, those same networks
     done = 0
 
     def on_network() -> None:

@@ -146,7 +146,8 @@ def test_a_check_that_a_table_fails_ends_with_1_and_widens_its_bound(
     data = json.loads(table.read_text())
     before = data["calibration"]["upper_ratio"]
     line = data["calibration"]["line"]
-    line["slopes"] = [slope / 1.2 for slope in line["slopes"]]
+    line |= {name: [value / 1.2 for value in line[name]] for name in ("slopes", "parameter_ns")}
+    line["intercept_ms"] /= 1.2
     table.write_text(json.dumps(data))
     answer = hwnas("profile", "--check", table, "--space", here.space, "--json")
     assert answer.status == 1
