@@ -1,7 +1,7 @@
 """Ways to train a supernet, by name: which architectures each step trains, and on which images and targets.
 
 What a step trains follows from the seed and the number of the step alone, so that a training that was killed goes on as
-if nothing had been. `docs/training.md` says how the methods compare.
+if nothing had been.
 """
 
 import math
@@ -79,8 +79,8 @@ def fair_paths(space: SearchSpace, draw: Draw | None, seed: int) -> PathSampler:
     """
     if draw is not None:
         raise HwnasError(
-            "Fair sampling takes every value equally often, which a budget does not allow. Train with "
-            "--method single-path, or without --within-ms."
+            "Fair sampling takes every value equally often, which a way to draw architectures does not allow. Train "
+            "with single-path."
         )
     length = cycle_length(space)
 

@@ -62,7 +62,6 @@ FLOORS = {
     "runs": 4,
     "training": 4,
     "breakdown": 5,
-    "resident": 5,
     "cautions": 5,
     "evolution": 5,
     "feasible": 5,
