@@ -118,7 +118,7 @@ def test_fair_cycles_differ_from_one_another_and_pair_values_anew():
 
 
 def test_fair_sampling_under_a_budget_is_refused_with_what_to_take_instead():
-    with pytest.raises(HwnasError, match=r"a budget does not allow.*--method single-path"):
+    with pytest.raises(HwnasError, match=r"to draw architectures does not allow.*single-path"):
         METHODS["fair"].sampler(UNEVEN, lambda rng: UNEVEN.radices, 0)
 
 
