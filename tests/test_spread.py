@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 TRAIN = """
@@ -67,6 +68,7 @@ def trained(folder: Path, devices: int, distils: bool) -> list[np.ndarray]:
     return list(np.load(file).values())
 
 
-def test_four_devices_train_the_weights_that_one_device_trains(tmp_path: Path):
-    for found, expected in zip(trained(tmp_path, 4, True), trained(tmp_path, 1, True), strict=True):
+@pytest.mark.parametrize("distils", [False, True])
+def test_four_devices_train_the_weights_that_one_device_trains(tmp_path: Path, distils: bool):
+    for found, expected in zip(trained(tmp_path, 4, distils), trained(tmp_path, 1, distils), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
