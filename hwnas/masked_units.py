@@ -8,7 +8,7 @@ from jax import lax
 
 from hwnas.jax_layers import Array, Form, batch_norm, depthwise, fixed_norm, product
 from hwnas.space import SearchSpace
-from hwnas.unit_places import Choice, Layout, affine, below, either, joined
+from hwnas.unit_places import Choice, Layout, Run, affine, below, joined, taken
 
 
 def norm(x: Array, pair: tuple[Array, Array], given: tuple[Array, Array] | None):
@@ -42,15 +42,11 @@ def _main_branch(
     used: dict[str, Any] = {}
     unchanged = x
     if "extra_dw.kernel" in weights:
-
-        def extra(x):
-            y = depthwise(x, weights["extra_dw.kernel"], jnp.int32(0), (3,), 1, form)
-            return norm(y, affine(weights, "extra_dw_bn", source[0] >= 0), given.get("extra_dw_bn"))
-
+        y = depthwise(x, weights["extra_dw.kernel"], jnp.int32(0), (3,), 1, form)
+        y, mean_and_variance = norm(y, affine(weights, "extra_dw_bn", source[0] >= 0), given.get("extra_dw_bn"))
         nothing = jnp.zeros(x.shape[-1])
-        x, used["extra_dw_bn"] = either(
-            form, choice.extra_depthwise, extra, lambda x: (x, given.get("extra_dw_bn", (nothing, nothing))), x
-        )
+        without = x, given.get("extra_dw_bn", (nothing, nothing))
+        x, used["extra_dw_bn"] = taken(choice.extra_depthwise, (y, mean_and_variance), without)
     # between the pointwise convolutions the channels are counted as they are after the shuffle of the groups
     middle = weights["dw.kernel"].shape[2]
     shuffled = below(choice.main, middle)
@@ -72,64 +68,33 @@ def _main_branch(
     return product(y, kernel, form), side, used
 
 
-def _squeeze_excite(form: Form, weights: dict[str, Array], x: Array, choice: Choice, branch: Array) -> Array:
+def _squeeze_excite(weights: dict[str, Array], x: Array, choice: Choice, branch: Array) -> Array:
     """Gates the slots of the main branch; the result counts in those slots only."""
     if "se_reduce.kernel" not in weights:
         return x
     hidden = jnp.maximum(1, choice.main // 4)
-
-    def gated(x):
-        mean = jnp.where(branch >= 0, x.mean((1, 2), dtype=jnp.float32), 0)
-        squeezed = jax.nn.relu(mean @ weights["se_reduce.kernel"] + weights["se_reduce.bias"])
-        squeezed = jnp.where(jnp.arange(squeezed.shape[1]) < hidden, squeezed, 0)
-        gate = jax.nn.sigmoid(squeezed @ weights["se_expand.kernel"] + weights["se_expand.bias"])
-        return (x * gate[:, None, None, :]).astype(x.dtype)
-
-    return either(form, choice.squeeze_excite, gated, lambda x: x, x)
+    mean = jnp.where(branch >= 0, x.mean((1, 2), dtype=jnp.float32), 0)
+    squeezed = jax.nn.relu(mean @ weights["se_reduce.kernel"] + weights["se_reduce.bias"])
+    squeezed = jnp.where(jnp.arange(squeezed.shape[1]) < hidden, squeezed, 0)
+    gate = jax.nn.sigmoid(squeezed @ weights["se_expand.kernel"] + weights["se_expand.bias"])
+    return jnp.where(choice.squeeze_excite, (x * gate[:, None, None, :]).astype(x.dtype), x)
 
 
-def stride_1_units(
+def stride_1_unit(
     space: SearchSpace,
     form: Form,
-    widths: tuple[int, ...],
     weights: dict[str, Array],
     x: Array,
     layout: Layout,
-    depth: Array,
-    width_index: Array,
-    codes: Array,
-    given: dict[str, Any] | None,
-) -> tuple[Array, Layout, dict[str, Any]]:
-    """The units of a stage after its first. They are alike in shape, so that one may be compiled and looped over."""
-
-    def step(carry, unit):
-        index, code, unit_weights, statistics = unit
-        choice = Choice.read(space, widths, width_index, code)
-
-        def run(x, layout):
-            return _stride_1_unit(space, form, unit_weights, x, layout, choice, statistics)
-
-        def skip(x, layout):
-            shapes = jax.eval_shape(run, x, layout)[2]
-            return x, layout, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        x, layout, used = either(form, index < depth, run, skip, *carry)
-        return (x, layout), used
-
-    units = jnp.arange(1, codes.shape[0]), codes[1:], weights, given
-    (x, layout), used = lax.scan(step, (x, layout), units, unroll=1 if form.control_flow else len(codes) - 1)
-    return x, layout, used
-
-
-def _stride_1_unit(
-    space: SearchSpace, form: Form, weights: dict[str, Array], x: Array, layout: Layout, choice: Choice, given: Any
-) -> tuple[Array, Layout, dict[str, Any]]:
-    given = given or {}
+    choice: Choice,
+    given: dict[str, Any],
+) -> Run:
+    """A unit that keeps the size of the feature map; `unit_places.later_units` loops over those of a stage."""
     branch = layout.last(choice.main)
     y, _, used = _main_branch(space, form, weights, x, choice, (branch, choice.main), branch, 1, given)
     y, used["pw2_bn"] = norm(y, affine(weights, "pw2_bn", branch >= 0), given.get("pw2_bn"))
     y = jnp.where(choice.residual, y, jax.nn.relu(y))
-    y = _squeeze_excite(form, weights, y, choice, branch)
+    y = _squeeze_excite(weights, y, choice, branch)
     y = jnp.where(choice.residual, jax.nn.relu(y + x), y)
     return jnp.where(branch >= 0, y, x), layout.shuffled(), used
 
@@ -143,7 +108,7 @@ def stride_2_unit(
     layout: Layout,
     choice: Choice,
     given: dict[str, Any] | None,
-) -> tuple[Array, Layout, dict[str, Any]]:
+) -> Run:
     """The first unit of a stage: the side branch fills the first slots, the main branch those after it."""
     given = given or {}
     side_width, index = choice.width - choice.main, jnp.arange(slots)
@@ -162,5 +127,5 @@ def stride_2_unit(
     scale, offset = (main + side for main, side in pairs)
     y, used["concat_bn"] = norm(y, (scale, offset), given.get("concat_bn"))
     y = jax.nn.relu(y)
-    gated = _squeeze_excite(form, weights, y, choice, branch)
+    gated = _squeeze_excite(weights, y, choice, branch)
     return jnp.where(branch >= 0, gated, y), Layout.plain(choice.width, slots).shuffled(), used

@@ -24,7 +24,7 @@ from hwnas.row_layers import (
     take_rows,
 )
 from hwnas.space import SearchSpace
-from hwnas.unit_places import Choice, Layout, affine, below, joined
+from hwnas.unit_places import Choice, Layout, Run, affine, below, joined
 
 BLOCKS = 6
 """Blocks of channels in the widest main branch."""
@@ -194,41 +194,10 @@ def _normed_product(
     return jax.checkpoint(run)(x, parameters, kernel)
 
 
-def stride_1_units(
-    space: SearchSpace,
-    widths: tuple[int, ...],
-    weights: Weights,
-    x: Array,
-    layout: Layout,
-    depth: Array,
-    width_index: Array,
-    codes: Array,
-    given: dict[str, Any] | None,
-) -> tuple[Array, Layout, dict[str, Any]]:
-    """The units of a stage after its first. They are alike in shape, so that one is compiled and looped over."""
-
-    def step(carry, unit):
-        index, code, unit_weights, statistics = unit
-        choice = Choice.read(space, widths, width_index, code)
-
-        def run(x, layout):
-            return _stride_1_unit(space, unit_weights, x, layout, choice, statistics or {})
-
-        def skip(x, layout):
-            shapes = jax.eval_shape(run, x, layout)[2]
-            return x, layout, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        x, layout, used = lax.cond(index < depth, run, skip, *carry)
-        return (x, layout), used
-
-    units = jnp.arange(1, codes.shape[0]), codes[1:], weights, given
-    (x, layout), used = lax.scan(step, (x, layout), units)
-    return x, layout, used
-
-
-def _stride_1_unit(
+def stride_1_unit(
     space: SearchSpace, weights: Weights, x: Array, layout: Layout, choice: Choice, given: dict[str, Any]
-) -> tuple[Array, Layout, dict[str, Any]]:
+) -> Run:
+    """A unit that keeps the size of the feature map; `unit_places.later_units` loops over those of a stage."""
     block = -(-weights["dw.kernel"].shape[2] // BLOCKS)
     rows, used = block * BLOCKS, {}
     branch, active = layout.last(choice.main), below(choice.main, rows)
@@ -269,7 +238,7 @@ def stride_2_unit(
     layout: Layout,
     choice: Choice,
     given: dict[str, Any] | None,
-) -> tuple[Array, Layout, dict[str, Any]]:
+) -> Run:
     """The first unit of a stage: the side branch fills the first slots, the main branch those after it."""
     given, used = given or {}, {}
     block = -(-weights["dw.kernel"].shape[2] // BLOCKS)

@@ -13,6 +13,7 @@ Slots beyond the chosen width hold zeros.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from hwnas.jax_layers import Array, Form, convolution, he_normal, native_form, p
 from hwnas.network import shuffle_order, weight_shapes
 from hwnas.row_layers import product_rows
 from hwnas.space import CHOICES, Architecture, SearchSpace, lower
-from hwnas.unit_places import Choice, Layout, affine
+from hwnas.unit_places import Choice, Layout, affine, later_units
 
 Statistics = Any
 """The means and variances of every batch norm for one architecture: a pytree that `Supernet.__call__` made."""
@@ -103,12 +104,13 @@ class Supernet(nnx.Module):
                 else masked_units.stride_2_unit(space, form, slots, *inputs)
             )
             if max(stage.depth) > 1:
-                inputs = _values(weights["later"]), x, layout, depth, width_index, units, given.get(later)
-                x, layout, used[later] = (
-                    narrow_units.stride_1_units(space, stage.width, *inputs)
+                unit = (
+                    partial(narrow_units.stride_1_unit, space)
                     if form.control_flow
-                    else masked_units.stride_1_units(space, form, stage.width, *inputs)
+                    else partial(masked_units.stride_1_unit, space, form)
                 )
+                inputs = _values(weights["later"]), x, layout, depth, width_index, units, given.get(later)
+                x, layout, used[later] = later_units(space, form, stage.width, unit, *inputs)
         weights = _values(self.head)
         pair = affine(weights, "conv_bn")
         if form.control_flow:

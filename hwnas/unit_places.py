@@ -101,8 +101,55 @@ def affine(weights: dict[str, Array], name: str, active: Array | None = None) ->
     return jnp.where(active, scale, 0), jnp.where(active, offset, 0)
 
 
-def either(form: Form, chosen: Array, run: Callable[..., Any], otherwise: Callable[..., Any], *inputs: Any) -> Any:
-    """The result of one of two functions; of both, in a form without control flow, one result is taken."""
-    if form.control_flow:
-        return lax.cond(chosen, run, otherwise, *inputs)
-    return jax.tree.map(lambda one, other: jnp.where(chosen, one, other), run(*inputs), otherwise(*inputs))
+def taken(chosen: Array, one: Any, other: Any) -> Any:
+    """One of two results that were both computed: trees of arrays of the same shapes."""
+    return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), one, other)
+
+
+# ---- the units of a stage ----------------------------------------------------------------------------------------
+
+Run = tuple[Array, Layout, dict[str, Any]]
+"""What a unit gives: the feature map, where its channels lie, and the statistics of batch norms that were used."""
+
+
+def later_units(
+    space: SearchSpace,
+    form: Form,
+    widths: tuple[int, ...],
+    unit: Callable[[dict[str, Array], Array, Layout, Choice, dict[str, Any]], Run],
+    weights: dict[str, Array],
+    x: Array,
+    layout: Layout,
+    depth: Array,
+    width_index: Array,
+    codes: Array,
+    given: dict[str, Any] | None,
+) -> Run:
+    """The units of a stage after its first. They are alike in shape, so that one may be compiled and looped over.
+
+    Args:
+        unit: computes one, of its weights, feature map, layout, choice and given statistics.
+        weights, given: of all of them, stacked.
+        depth, width_index, codes: what the architecture chose for the stage; one code a unit, the first one's too.
+    """
+
+    def step(carry, of_unit):
+        index, code, unit_weights, statistics = of_unit
+        choice = Choice.read(space, widths, width_index, code)
+
+        def run(x, layout):
+            return unit(unit_weights, x, layout, choice, statistics or {})
+
+        def skip(x, layout):
+            shapes = jax.eval_shape(run, x, layout)[2]
+            return x, layout, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        there = index < depth
+        x, layout, used = (
+            lax.cond(there, run, skip, *carry) if form.control_flow else taken(there, run(*carry), skip(*carry))
+        )
+        return (x, layout), used
+
+    units = jnp.arange(1, codes.shape[0]), codes[1:], weights, given
+    (x, layout), used = lax.scan(step, (x, layout), units, unroll=1 if form.control_flow else len(codes) - 1)
+    return x, layout, used
