@@ -13,14 +13,12 @@ from benchmarks.result import Result, this_machine
 from hwnas import measure
 from hwnas.calibration import WholeNetwork
 from hwnas.chains import chain_of, copies_of, host_of
-from hwnas.devices import device
+from hwnas.devices import anchor_model, device
 from hwnas.line import fit_line
-from hwnas.network import Network
 from hwnas.onnx_model import random_weights, to_onnx
 from hwnas.places import Place, head_place, network_at, places_of_architecture, stem_place
 from hwnas.profiling import GROUP_MODELS
 from hwnas.profiling import TIMING as UNIT_TIMING
-from hwnas.reference import shufflenet_v2
 from hwnas.space import SearchSpace, lower
 from hwnas.space_toml import load_space
 from hwnas.units import UnitChoice
@@ -42,15 +40,18 @@ def series(space: SearchSpace) -> tuple[np.ndarray, np.ndarray]:
     rng = random.Random(5)
     request = {"warm_up_runs": 3, "warm_up_ms": 2.0, "sample_ms": 0.0, "least_runs": 1}
 
-    def timed(network: Network) -> measure.TimedModel:
-        model = to_onnx(network, random_weights(network, 0)).SerializeToString()
+    def timed(model: bytes) -> measure.TimedModel:
         run, _ = machine.open(model, 1, 0)
         return measure.TimedModel(run, request)
 
+    def drawn() -> bytes:
+        network = lower(space, space.sample(rng))
+        return to_onnx(network, random_weights(network, 0)).SerializeToString()
+
     machine = measure.Machine(measure.make_runtime("cpu"))
     machine.pin(1)
-    models = [timed(lower(space, space.sample(rng))) for _ in range(NETWORKS)]
-    anchor = timed(shufflenet_v2("0.5x", input_size=32, classes=10, stem_stride=1, max_pool=False))
+    models = [timed(drawn()) for _ in range(NETWORKS)]
+    anchor = timed(anchor_model())
     anchor.runs = measure.ANCHOR_RUNS
     runs_ms, anchor_ms = np.zeros((NETWORKS, ROUNDS, RUNS)), np.zeros((NETWORKS, ROUNDS, 2))
     latest = anchor.sample_ms()

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn
@@ -130,8 +131,6 @@ class Device:
         self._answers: queue.Queue[str] = queue.Queue()
         self._busy = False
         self._threads: int | None = None
-        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the device
-        self._folder = tempfile.TemporaryDirectory(prefix="hwnas-anchor-")
         self.anchor_ms: float | None = None
         self.groups: list[GroupFacts] = []
 
@@ -173,7 +172,8 @@ class Device:
         """
         folder = tempfile.TemporaryDirectory(prefix="hwnas-models-")
         paths = [_as_file(model, Path(folder.name) / f"{index}.onnx") for index, model in enumerate(models)]
-        anchor = {"anchor": str(self._anchor_file()), "anchor_ms": self.anchor_ms}
+        anchor_path = _as_file(anchor_model(), Path(folder.name) / "anchor.onnx")
+        anchor = {"anchor": str(anchor_path), "anchor_ms": self.anchor_ms}
         request = {"models": [str(path) for path in paths], **timing.request, **anchor}
         self._send(request)
         self._busy = True
@@ -291,20 +291,6 @@ class Device:
             raise DeviceError(f"{path.name} does not run on {self.name}: {error}. Export it anew, or give another.")
         return answer
 
-    def _anchor_file(self) -> Path:
-        """ShuffleNet V2 0.5x for 32x32 images: it takes less than a millisecond, so that it can be run very often.
-
-        Its time rises with whatever slows networks down: a lower frequency, a hot chip, a busy neighbour.
-        """
-        from hwnas.onnx_model import random_weights, to_onnx
-        from hwnas.reference.shufflenet import shufflenet_v2
-
-        path = Path(self._folder.name) / "anchor.onnx"
-        if not path.exists():
-            network = shufflenet_v2("0.5x", input_size=32, classes=10, stem_stride=1, max_pool=False)
-            path.write_bytes(to_onnx(network, random_weights(network, 0)).SerializeToString())
-        return path
-
     # ---- the child process ---------------------------------------------------------------------------------------
 
     def _send(self, request: dict[str, Any]) -> None:
@@ -333,6 +319,7 @@ class Device:
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
+        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
         process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -348,10 +335,8 @@ class Device:
         return process
 
     def _fail(self, what: str) -> NoReturn:
-        self.close()
-        self._complaints.seek(0)
-        last_words = self._complaints.read().strip().splitlines()[-1:]
-        because = f" ({last_words[0]})" if last_words else ""
+        last_words = self._end_process()
+        because = f" ({last_words})" if last_words else ""
         raise DeviceError(
             f"The measuring process of {self.name} {what}{because}. Run the command again: what was finished is kept."
         )
@@ -363,9 +348,13 @@ class Device:
 
     def close(self) -> None:
         """Ends the child process; a later request starts another."""
+        self._end_process()
+
+    def _end_process(self) -> str:
+        """Ends the child process, if there is one; returns the last line that it wrote to its standard error."""
         process, self._process, self._busy = self._process, None, False
         if process is None:
-            return
+            return ""
         with suppress(OSError):  # with the process in which it measures memory, if one hangs
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
@@ -375,6 +364,9 @@ class Device:
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
+        with self._complaints as complaints:
+            complaints.seek(0)
+            return (complaints.read().strip().splitlines() or [""])[-1]
 
     def __enter__(self) -> "Device":
         return self
@@ -396,6 +388,19 @@ def device(name: str) -> Device:
 def _one_line(error: str) -> str:
     """A runtime's words as part of a sentence of ours."""
     return " ".join(error.split()).rstrip(".")
+
+
+@cache
+def anchor_model() -> bytes:
+    """ShuffleNet V2 0.5x for 32x32 images: it takes less than a millisecond, so that it can be run very often.
+
+    Its time rises with whatever slows networks down: a lower frequency, a hot chip, a busy neighbour.
+    """
+    from hwnas.onnx_model import random_weights, to_onnx
+    from hwnas.reference.shufflenet import shufflenet_v2
+
+    network = shufflenet_v2("0.5x", input_size=32, classes=10, stem_stride=1, max_pool=False)
+    return to_onnx(network, random_weights(network, 0)).SerializeToString()
 
 
 def _as_file(model: bytes | Path, path: Path) -> Path:

@@ -1,5 +1,6 @@
 """`measure.py` as a program of its own, and the device that talks to it; everything runs for real."""
 
+import gc
 import json
 import os
 import signal
@@ -108,6 +109,16 @@ def test_a_group_gives_samples_of_every_model_and_larger_models_take_longer(cpu)
     assert len(cpu.groups) == before + 1
     assert cpu.groups[-1].models == 2
     assert 0 < cpu.anchor_ms <= cpu.groups[-1].anchor_ms.median_ms
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_device_that_is_closed_leaves_no_file_open_and_no_folder_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with device("cpu") as opened:
+        assert len(list(opened.measure([model()], QUICK))) == 1
+    assert list(tmp_path.iterdir()) == []
+    del opened
+    gc.collect()
 
 
 def test_conditions_say_what_was_measured_on_what(cpu):
