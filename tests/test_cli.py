@@ -116,7 +116,8 @@ def test_a_table_measured_by_the_real_clock_is_used_or_refused_as_its_own_check_
     assert done.returncode == 0, done.stderr
     check = json.loads(done.stdout)["check"]
     monkeypatch.setenv("HWNAS_TABLES", str(tmp_path))
-    answer = search(hwnas, here, "--runs", tmp_path / "runs")
+    supernet = shutil.copytree(here.folder / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("tiny-*"))
+    answer = search(hwnas, here, "--runs", supernet)
     if check == "passed":
         assert answer.status == 0, answer
     else:
