@@ -24,6 +24,10 @@ RetrainEpochs = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Images a training step.")]
 Method = Annotated[str, typer.Option("--method", help="How the supernet is trained: single-path, fair or sandwich.")]
+Paths = Annotated[
+    int | None,
+    typer.Option("--paths", min=1, help="Architectures a step of the supernet trains; by default the method's."),
+]
 LearningRate = Annotated[float, typer.Option("--learning-rate", help="The highest one of the schedule.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 

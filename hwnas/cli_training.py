@@ -17,6 +17,7 @@ from hwnas.cli_options import (
     Json,
     LearningRate,
     Method,
+    Paths,
     Runs,
     Seed,
     Space,
@@ -29,6 +30,7 @@ def train(
     space: Space = DEFAULT_SPACE,
     data: Data = DEFAULT_DATA,
     method: Method = DEFAULT_METHOD,
+    paths: Paths = None,
     epochs: Epochs = 10,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
@@ -41,7 +43,7 @@ def train(
 
     with reported(as_json) as listener:
         job = make_job(
-            space, data, listener=listener, method=method, epochs=epochs, batch_size=batch_size,
+            space, data, listener=listener, method=method, paths=paths, epochs=epochs, batch_size=batch_size,
             learning_rate=learning_rate, runs=runs, seed=seed,
         )  # fmt: skip
         folder, model = trained_supernet(job)

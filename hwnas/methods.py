@@ -30,14 +30,16 @@ class Method:
         source: where it was published.
         distils: whether all paths of a step see all of its images, and the first one's predictions are the targets of
             the others; else each path takes its own part of the batch with the labels of the data.
+        paths: how many architectures a step trains by default, and at least.
         sampler: makes the path sampler from a space, a way to draw an architecture (`None` for `SearchSpace.sample`),
-            and a seed.
+            a seed, and the paths of a step.
     """
 
     name: str
     source: str
     distils: bool
-    sampler: Callable[[SearchSpace, Draw | None, int], PathSampler]
+    paths: int
+    sampler: Callable[[SearchSpace, Draw | None, int, int], PathSampler]
 
 
 def method(name: str) -> Method:
@@ -52,26 +54,34 @@ def without_choice(step: int) -> np.ndarray:
     return np.zeros((1, 0), np.int32)
 
 
+def check_paths(how: Method, paths: int | None) -> int:
+    """How many architectures a step trains; `HwnasError` if the method needs more than that."""
+    if paths is not None and paths < how.paths:
+        raise HwnasError(f"A step of {how.name} trains at least {how.paths} architectures. --paths is {paths}.")
+    return paths or how.paths
+
+
 # ---- the samplers ------------------------------------------------------------------------------------------------
 
 
-def single_paths(space: SearchSpace, draw: Draw | None, seed: int) -> PathSampler:
-    """Each step trains one architecture, drawn anew: uniform sampling, SPOS (arXiv 1904.00420, section 3.2)."""
+def single_paths(space: SearchSpace, draw: Draw | None, seed: int, paths: int = 1) -> PathSampler:
+    """Each path is drawn anew: uniform sampling, SPOS (arXiv 1904.00420, section 3.2), where a step trains one."""
     chosen = draw or (lambda rng: space.encode(space.sample(rng)))
 
-    def paths(step: int) -> np.ndarray:
-        return np.array([chosen(Random(f"{seed}/{step}"))], np.int32)
+    def drawn(step: int) -> np.ndarray:
+        rng = Random(f"{seed}/{step}")
+        return np.array([chosen(rng) for _ in range(paths)], np.int32)
 
-    return paths
+    return drawn
 
 
-def fair_paths(space: SearchSpace, draw: Draw | None, seed: int) -> PathSampler:
-    """Single paths that take every value of every choice equally often in each cycle of `cycle_length` steps.
+def fair_paths(space: SearchSpace, draw: Draw | None, seed: int, paths: int = 1) -> PathSampler:
+    """Single paths that take every value of every choice equally often in each cycle of `cycle_length` paths.
 
     Strict fairness, FairNAS (arXiv 1907.01845, section 3.3), adapted: there each step sums the gradients of as many
     paths as a choice has values. Here choices have different numbers of values and some units are not always there, so
-    that a cycle is as long as it must be for all of them, and each path makes a step of its own. A value of a unit's
-    choice is taken equally often among the paths that have the unit.
+    that a cycle is as long as it must be for all of them, and spans steps. A value of a unit's choice is taken equally
+    often among the paths that have the unit.
 
     Raises:
         HwnasError: a way to draw is given. Which values a budget allows depends on the others, so that none can be had
@@ -84,14 +94,16 @@ def fair_paths(space: SearchSpace, draw: Draw | None, seed: int) -> PathSampler:
         )
     length = cycle_length(space)
 
-    def paths(step: int) -> np.ndarray:
-        return fair_cycle(space, length, Random(f"{seed}/{step // length}"))[step % length : step % length + 1]
+    def drawn(step: int) -> np.ndarray:
+        places = range(step * paths, (step + 1) * paths)
+        cycles = {n: fair_cycle(space, length, Random(f"{seed}/{n}")) for n in {place // length for place in places}}
+        return np.stack([cycles[place // length][place % length] for place in places])
 
-    return paths
+    return drawn
 
 
-def sandwich_paths(space: SearchSpace, draw: Draw | None, seed: int) -> PathSampler:
-    """Each step trains the largest architecture, two that are drawn, and the smallest; the largest teaches the others.
+def sandwich_paths(space: SearchSpace, draw: Draw | None, seed: int, paths: int = 4) -> PathSampler:
+    """Each step trains the largest architecture, two or more drawn ones, and the smallest; the largest teaches them.
 
     Sources: the sandwich rule and in-place distillation, universally slimmable networks (arXiv 1903.05134, sections 3.2
     and 3.3), as BigNAS trains its supernet (arXiv 2003.11142, section 3.1).
@@ -99,19 +111,19 @@ def sandwich_paths(space: SearchSpace, draw: Draw | None, seed: int) -> PathSamp
     largest, smallest = space.encode(space.largest), space.encode(space.smallest)
     chosen = draw or (lambda rng: space.encode(space.sample(rng)))
 
-    def paths(step: int) -> np.ndarray:
+    def drawn(step: int) -> np.ndarray:
         rng = Random(f"{seed}/{step}")
-        return np.array([largest, chosen(rng), chosen(rng), smallest], np.int32)
+        return np.array([largest, *(chosen(rng) for _ in range(paths - 2)), smallest], np.int32)
 
-    return paths
+    return drawn
 
 
 METHODS = {
     found.name: found
     for found in (
-        Method("single-path", "SPOS, arXiv 1904.00420, section 3.2", False, single_paths),
-        Method("fair", "FairNAS, arXiv 1907.01845, section 3.3", False, fair_paths),
-        Method("sandwich", "BigNAS, arXiv 2003.11142, section 3.1", True, sandwich_paths),
+        Method("single-path", "SPOS, arXiv 1904.00420, section 3.2", False, 1, single_paths),
+        Method("fair", "FairNAS, arXiv 1907.01845, section 3.3", False, 1, fair_paths),
+        Method("sandwich", "BigNAS, arXiv 2003.11142, section 3.1", True, 4, sandwich_paths),
     )
 }
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hwnas.errors import HwnasError
 from hwnas.latency import LatencyTable, Measurement, Prediction, load_table, table_path
 from hwnas.memory import MEGABYTE
-from hwnas.methods import method
+from hwnas.methods import check_paths, method
 from hwnas.network import Network
 from hwnas.runs import Proof, Requirement, Timing, write_bytes, write_text
 from hwnas.space import Architecture, SearchSpace
@@ -63,6 +63,7 @@ class Job:
         epochs, retrain_epochs: passes over the training images for the supernet and for the winner.
         batch_size, learning_rate: of both trainings.
         method: how the supernet is trained, one of `methods.METHODS`.
+        paths: architectures that a step of it trains; without it as many as the method does by default.
         force: takes a latency table that failed its own check.
         listener: is told what happens.
     """
@@ -82,13 +83,14 @@ class Job:
     batch_size: int = 16
     learning_rate: float = 0.05
     method: str = "single-path"
+    paths: int | None = None
     force: bool = False
     listener: Listener = Listener()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise HwnasError(f"The learning rate is a number above 0, such as 0.05. It is {self.learning_rate}.")
-        method(self.method)
+        check_paths(method(self.method), self.paths)
 
 
 def tables_folder() -> Path:
@@ -131,6 +133,7 @@ SETTINGS = (
     "batch_size",
     "learning_rate",
     "method",
+    "paths",
 )
 """The fields of a job that a run's folder remembers."""
 
@@ -217,7 +220,7 @@ def measured_table(job: Job) -> tuple[Path, LatencyTable]:
 
 def supernet_folder(job: Job, recipe: "Recipe") -> Path:
     """The folder of a supernet, whose name tells space, data, and, in eight digits, everything else that made it."""
-    facts = json.dumps([job.space.digest, job.data.fingerprint, asdict(recipe), job.method, job.seed])
+    facts = json.dumps([job.space.digest, job.data.fingerprint, asdict(recipe), job.method, job.paths, job.seed])
     digits = hashlib.sha256(facts.encode()).hexdigest()[:8]
     return job.runs / f"supernet-{job.space.name}-{file_name(job.data.name)}-{digits}"
 
@@ -243,17 +246,18 @@ def trained_supernet(job: Job) -> tuple[Path, "Supernet"]:
     )
     facts = {"space": job.space.name, "data": job.data.name, "data_fingerprint": job.data.fingerprint}
     facts |= {"recipe": asdict(recipe), "seed": job.seed, "method": how.name, "source": how.source}
+    facts["paths"] = check_paths(how, job.paths)
     write_text(folder / "supernet.json", json.dumps(facts | {"settings": settings_of(job)}, indent=1))
     model = train(
         Supernet(job.space, rngs=nnx.Rngs(job.seed)),
         job.data,
         recipe,
         folder / "checkpoints",
-        paths=how.sampler(job.space, None, job.seed),
+        paths=how.sampler(job.space, None, job.seed, facts["paths"]),
         distils=how.distils,
         watched=watched(job),
         seed=job.seed,
-        on_step=_step_listener(job),
+        on_step=step_listener(job),
     )
     return folder, model
 
@@ -282,7 +286,9 @@ def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
 
 
-def _step_listener(job: Job) -> Callable[["Progress"], None]:
+def step_listener(job: Job) -> Callable[["Progress"], None]:
+    """Tells a job's listener of every step of a training."""
+
     def on_step(progress: "Progress") -> None:
         words = f"loss {progress.loss:.3f}, {progress.images_per_second:.0f} images/s"
         words += "".join(f", {name} {accuracy:.1%}" for name, accuracy in progress.accuracies.items())
@@ -340,7 +346,7 @@ def retrained(
         recipe,
         folder / "checkpoints" / digits,
         seed=job.seed,
-        on_step=_step_listener(job),
+        on_step=step_listener(job),
     )
     return _scored(job, network, model, f"checkpoints/{digits}")
 

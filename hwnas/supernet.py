@@ -206,6 +206,25 @@ def slice_weights(supernet: Supernet, architecture: Architecture) -> Weights:
     return {name: np.ascontiguousarray(weights[name]) for name in wanted}
 
 
+def with_weights(supernet: Supernet, architecture: Architecture, weights: Weights) -> Supernet:
+    """A supernet of the same space that computes for one architecture what a network with these weights computes.
+
+    It is the inverse of `slice_weights`: `weights` are those of `lower(space, architecture)`. All others are zero, and
+    training with that architecture alone leaves them so.
+    """
+    graph, state = nnx.split(supernet, nnx.Param)
+    leaves, tree = jax.tree.flatten(state)
+    starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
+    places = [
+        np.arange(start, start + leaf.size).reshape(leaf.shape) for start, leaf in zip(starts, leaves, strict=False)
+    ]
+    found = np.zeros(starts[-1], np.float32)
+    for name, where in slice_weights(nnx.merge(graph, tree.unflatten(places)), architecture).items():
+        found[where] = weights[name]
+    parts = [jnp.asarray(found[place]) for place in places]
+    return nnx.merge(graph, tree.unflatten(parts))
+
+
 def _numpy(parameters: nnx.Dict) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in _values(parameters).items()}
 

@@ -31,7 +31,8 @@ from hwnas.supernet import Statistics, Supernet
 
 Model = TypeVar("Model", Supernet, FixedNetwork)
 
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS, QUICK_SAVE_S = 30.0, 1.5
+"""Between checkpoints; and how long it may take to write one, beyond which they are as many times rarer."""
 SCORING_SHARE = 0.03
 """Of the time of training, what the scoring of the watched architectures may take."""
 DIVERGED, DIVERGED_STEPS = 3.0, 50
@@ -156,35 +157,97 @@ def train(
             f"Each of the {count} paths of a step takes an equal part of the batch; a batch of {recipe.batch_size} "
             f"does not divide. Give a --batch-size that is a multiple of {count}."
         )
-    steps = recipe.epochs * per_epoch
     graph, state = start_state(model, recipe)
-    step = 0
+    shared = spread_of(recipe.batch_size if distils else recipe.batch_size // count)
+    return nnx.merge(
+        graph,
+        _weights_after(
+            training_step(graph, recipe, data, distils=distils),
+            shared.everywhere(state),
+            data,
+            recipe,
+            folder,
+            paths,
+            seed,
+            on_step,
+            images=recipe.batch_size * (count if distils else 1),
+            score=_Watch(graph, data, watched or {}),
+        ),
+    )
+
+
+def train_many(
+    models: Sequence[Supernet],
+    codes: Sequence[Sequence[int]],
+    data: DataSet,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    seed: int = 0,
+    on_step: Callable[[Progress], None] = no_progress,
+) -> list[Supernet]:
+    """Trains several networks side by side, each one architecture of a space, as `train` trains each on its own.
+
+    An accelerator that one small network does not fill takes hardly longer for several. They see the same batches.
+
+    Args:
+        models: where each starts, such as `supernet.with_weights` makes them; all of one space.
+        codes: the encoding of each.
+        data, recipe, folder, seed, on_step: as for `train`; the checkpoints hold all of them.
+    """
+    starts = [start_state(model, recipe) for model in models]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in starts))
+    graph, each = starts[0][0], np.array(codes, np.int32)[:, None]
+    weights = _weights_after(
+        training_step_of_many(graph, recipe, data), state, data, recipe, folder, lambda step: each, seed, on_step,
+        images=recipe.batch_size * len(models), score=_Watch(graph, data, {}),
+    )  # fmt: skip
+    return [nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], weights)) for i in range(len(models))]
+
+
+def _weights_after(
+    take_step: Any,
+    state: Any,
+    data: DataSet,
+    recipe: Recipe,
+    folder: Path,
+    paths: PathSampler,
+    seed: int,
+    on_step: Callable[[Progress], None],
+    *,
+    images: int,
+    score: "_Watch",
+) -> Any:
+    """The weights after all steps, from the newest checkpoint on; `images` enter the networks in a step."""
+    per_epoch = len(data.train) // recipe.batch_size
+    step, steps = 0, recipe.epochs * per_epoch
     if found := newest_checkpoint(folder):
-        step, state = found[0], jax.tree.map(jnp.asarray, load_checkpoint(found[1], state))
+        step, stored = found[0], load_checkpoint(found[1], state)
+        state = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), stored, state)
     if step >= steps:
-        return nnx.merge(graph, state[0])
-    state = spread_of(recipe.batch_size if distils else recipe.batch_size // count).everywhere(state)
-    take_step, rate = training_step(graph, recipe, data, distils=distils), _learning_rate(recipe, steps)
-    key, guard = jax.random.key(seed), _Guard(recipe, folder, math.log(len(data.classes)))
-    watch = _Watch(data, watched or {})
-    pace = _Pace(step, steps, recipe.batch_size * (count if distils else 1))
-    saved = time.monotonic()
+        return state[0]
+    rate, key = _learning_rate(recipe, steps), jax.random.key(seed)
+    guard, pace = _Guard(recipe, folder, math.log(len(data.classes))), _Pace(step, steps, images)
+    saved, saving_s = time.monotonic(), 0.0
     for epoch in range(step // per_epoch, recipe.epochs):
         begin = step - epoch * per_epoch
         for batch in data.train.batches(recipe.batch_size, seed=seed, epoch=epoch, start_batch=begin):
             codes, rate_now = paths(step), rate(step)
             *state, losses = take_step(*state, jax.random.fold_in(key, step), rate_now, *batch, codes)
-            losses, step = np.asarray(losses), step + 1
+            losses, step = np.asarray(losses).ravel(), step + 1
             guard.check(step, losses, codes)
-            due = step == steps or time.monotonic() - saved > CHECKPOINT_SECONDS
-            scored = due and watch.score(nnx.merge(graph, state[0]))
-            loss, (images_per_second, seconds_left) = float(losses.mean()), pace.after(step, watch.seconds)
-            on_step(Progress(step, steps, loss, rate_now, images_per_second, seconds_left, watch.accuracies, scored))
+            since = time.monotonic() - saved
+            due = step == steps or since > CHECKPOINT_SECONDS * max(1.0, saving_s / QUICK_SAVE_S)
+            scored = due and score(state[0])
+            loss, (images_per_second, seconds_left) = float(losses.mean()), pace.after(step, score.seconds)
+            on_step(Progress(step, steps, loss, rate_now, images_per_second, seconds_left, score.accuracies, scored))
             if due:  # what is told of a step is told before it counts as done
+                begun = time.monotonic()
                 guard.check_weights(step, state, codes)
                 save_checkpoint(folder, step, tuple(state))
                 saved = time.monotonic()
-    return nnx.merge(graph, state[0])
+                saving_s = saved - begun
+    return state[0]
 
 
 def start_state(model: Model, recipe: Recipe) -> tuple[Any, Any]:
@@ -224,17 +287,18 @@ class _Pace:
 class _Watch:
     """Scores architectures now and then, for `SCORING_SHARE` of the time at most."""
 
-    def __init__(self, data: DataSet, watched: Mapping[str, Sequence[int]]) -> None:
-        self.data, self.watched = data, watched
+    def __init__(self, graph: Any, data: DataSet, watched: Mapping[str, Sequence[int]]) -> None:
+        self.graph, self.data, self.watched = graph, data, watched
         self.scorer: Scorer | None = None
         self.accuracies: dict[str, float] = {}
         self.seconds, self.next = 0.0, 0.0
 
-    def score(self, model: Supernet | FixedNetwork) -> bool:
-        """Scores the watched architectures with the weights of `model` if it is time; tells whether it was."""
+    def __call__(self, weights: Any) -> bool:
+        """Scores the watched architectures with these weights if it is time; tells whether it was."""
         started = time.monotonic()
         if not self.watched or started < self.next:
             return False
+        model = nnx.merge(self.graph, weights)
         self.scorer = self.scorer.of(model) if self.scorer else Scorer(model, self.data)
         scores, times = {}, [started]
         for name, code in self.watched.items():
@@ -254,6 +318,7 @@ class _Guard:
 
     def check(self, step: int, losses: np.ndarray, codes: np.ndarray) -> None:
         """Raises `HwnasError` if a path's loss is no number, or the recent ones are far above that of a guess."""
+        codes = codes.reshape(len(losses), -1)
         if not np.isfinite(losses).all():
             path = int(np.flatnonzero(~np.isfinite(losses))[0])
             raise self._error(step, f"the loss of step {step} is {losses[path]}", codes[path])
@@ -266,7 +331,8 @@ class _Guard:
     def check_weights(self, step: int, state: Any, codes: np.ndarray) -> None:
         """Raises `HwnasError` if a weight or a moment is no finite number, so that no such checkpoint is written."""
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state)):
-            raise self._error(step, f"step {step} made a weight that is no finite number", codes[-1])
+            last = codes.reshape(-1, codes.shape[-1])[-1]
+            raise self._error(step, f"step {step} made a weight that is no finite number", last)
 
     def _error(self, step: int, what: str, code: np.ndarray) -> HwnasError:
         trained = f", in which it trained the architecture [{' '.join(map(str, code))}]" if len(code) else ""
@@ -305,21 +371,42 @@ def training_step(graph: Any, recipe: Recipe, data: DataSet, *, distils: bool = 
 
     The gradients of the P paths are averaged. Each trains on its own part of the batch; with `distils` each trains on
     all of it, the first by the labels and the others by what the first predicts. It compiles once: the codes are an
-    array, and the paths are looped over. Parts small enough for the cache also make a step on a CPU far quicker.
+    array. Where the network has control flow, paths are looped over, and parts small enough for the cache make a step
+    on a CPU far quicker; where it has none, they are computed together, since the parts would not fill an accelerator.
     """
+    return jax.jit(_step(graph, recipe, data, distils), donate_argnums=(0, 1))
+
+
+def training_step_of_many(graph: Any, recipe: Recipe, data: DataSet) -> Any:
+    """The compiled step of N networks that learn side by side from the same images, each by its own weights.
+
+    As `training_step` without `distils`, but weights and moments have a leading axis of N, the codes are
+    `[N, P, places]` and the losses `[N, P]`.
+    """
+    step = jax.vmap(_step(graph, recipe, data, False), (0, 0, None, None, None, None, 0))
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def _step(graph: Any, recipe: Recipe, data: DataSet, distils: bool) -> Callable[..., Any]:
     optimizer = _optimizer(recipe)
 
     def loss(weights, images, targets, code):
         logits, _ = run(nnx.merge(graph, weights), images, code)
         return optax.softmax_cross_entropy(logits, targets).mean(), logits
 
-    def step(weights, moments, key, rate, images, labels, codes):
-        images = augment(key, images, flip=data.flip, mean=data.mean, std=data.std)
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, len(data.classes)), recipe.label_smoothing)
-        paths = codes.shape[0]
+    gradient_of = jax.value_and_grad(loss, has_aux=True)
+
+    def divided(images, targets, paths):
+        """Each path's part of the batch."""
+        parts = images.reshape(paths, -1, *images.shape[1:]), targets.reshape(paths, -1, targets.shape[1])
+        return map(spread_of(parts[0].shape[1]).path_images, parts)
+
+    def in_turn(weights, images, targets, codes):
+        """Gradients, summed over the paths, and losses; one path after the other."""
+        nothing = jax.tree.map(jnp.zeros_like, weights)
 
         def one_path(total, images, targets, code):
-            (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(weights, images, targets, code)
+            (value, logits), gradient = gradient_of(weights, images, targets, code)
             return jax.tree.map(jnp.add, total, gradient), value, logits
 
         def part_of_batch(total, part):
@@ -330,19 +417,37 @@ def training_step(graph: Any, recipe: Recipe, data: DataSet, *, distils: bool = 
             total, value, logits = one_path(carry[0], images, carry[1], code)
             return (total, jnp.where(index == 0, jax.nn.softmax(logits), carry[1])), value
 
-        nothing = jax.tree.map(jnp.zeros_like, weights)
+        if not distils:
+            return jax.lax.scan(part_of_batch, nothing, (*divided(images, targets, len(codes)), codes))
+        (gradient, _), losses = jax.lax.scan(whole_batch, (nothing, targets), (jnp.arange(len(codes)), codes))
+        return gradient, losses
+
+    def at_once(weights, images, targets, codes):
+        """The same; all paths side by side, but for the one that teaches the others."""
+        if not distils:
+            (losses, _), gradients = jax.vmap(gradient_of, (None, 0, 0, 0))(
+                weights, *divided(images, targets, len(codes)), codes
+            )
+            return jax.tree.map(lambda leaf: leaf.sum(0), gradients), losses
+        (loss, logits), gradient = gradient_of(weights, images, targets, codes[0])
+        (losses, _), gradients = jax.vmap(gradient_of, (None, None, None, 0))(
+            weights, images, jax.nn.softmax(logits), codes[1:]
+        )
+        return jax.tree.map(lambda one, leaf: one + leaf.sum(0), gradient, gradients), jnp.append(loss, losses)
+
+    def step(weights, moments, key, rate, images, labels, codes):
+        images = augment(key, images, flip=data.flip, mean=data.mean, std=data.std)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, len(data.classes)), recipe.label_smoothing)
+        paths = codes.shape[0]
         if distils:
             images, targets = (spread_of(len(images)).path_images(x[None])[0] for x in (images, targets))
-            (gradient, _), losses = jax.lax.scan(whole_batch, (nothing, targets), (jnp.arange(paths), codes))
-        else:
-            divided = images.reshape(paths, -1, *images.shape[1:]), targets.reshape(paths, -1, targets.shape[1])
-            parts = *map(spread_of(divided[0].shape[1]).path_images, divided), codes
-            gradient, losses = jax.lax.scan(part_of_batch, nothing, parts)
+        of_paths = in_turn if nnx.merge(graph, weights).form.control_flow else at_once
+        gradient, losses = of_paths(weights, images, targets, codes)
         gradient = jax.tree.map(lambda leaf: leaf / paths, gradient)
         updates, moments = optimizer.update(gradient, moments, weights)
         return jax.tree.map(lambda old, update: old - rate * update, weights, updates), moments, losses
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return step
 
 
 # ---- scoring -----------------------------------------------------------------------------------------------------
@@ -355,14 +460,19 @@ class Scorer:
         model: the trained network.
         data: its training images give the statistics.
         calibration_images: how many of them the statistics are estimated over, always the same.
-        batch_size: images at a time.
+        batch_size: images at a time; by default what suits the form of the network.
     """
 
     def __init__(
-        self, model: Supernet | FixedNetwork, data: DataSet, *, calibration_images: int = 256, batch_size: int = 64
+        self,
+        model: Supernet | FixedNetwork,
+        data: DataSet,
+        *,
+        calibration_images: int = 256,
+        batch_size: int | None = None,
     ) -> None:
         graph, self.weights = nnx.split(model, nnx.Param)
-        self.batch_size = min(batch_size, len(data.train))
+        self.batch_size = min(batch_size or (64 if model.form.control_flow else 256), len(data.train))
         count = max(1, min(calibration_images, len(data.train)) // self.batch_size)
         chosen = stratified_subset(data.train, count * self.batch_size, seed=0)
         self.calibration = [jnp.asarray(batch.images) for batch in chosen.batches(self.batch_size, seed=0)]

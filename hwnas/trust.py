@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwnas import side_by_side
 from hwnas.errors import HwnasError
 from hwnas.latency import LatencyTable, load_table, matching_table, profile_command, table_path
 from hwnas.ranking import RankCorrelation, best_third, rank_correlation
@@ -206,9 +207,8 @@ def judge(job: Job, table: LatencyTable, question: Question) -> tuple[Path, Trus
         job.listener.progress(done, len(everyone), f"{inherited[architecture]:.1%}")
     trained: dict[Architecture, list[float]] = {architecture: [] for architecture in everyone}
     for seed in range(question.seeds):
-        for number, architecture in enumerate(everyone, 1):
-            name = f"architecture {number} of {len(everyone)}" + (f", seed {seed}" if question.seeds > 1 else "")
-            trained[architecture].append(scores.from_scratch(architecture, job.seed + seed, name))
+        for architecture, accuracy in scores.from_scratch(list(everyone), job.seed + seed).items():
+            trained[architecture].append(accuracy)
 
     def judged(architecture: Architecture) -> Judged:
         latency_ms = table.predict(lower(job.space, architecture)).latency_ms
@@ -293,17 +293,28 @@ class _Scores:
             return self.known[key]
         return self._keep(key, self.scorer.accuracy(self.job.data.validation, self.job.space.encode(architecture)))
 
-    def from_scratch(self, architecture: Architecture, seed: int, name: str) -> float:
-        """The accuracy after a training from new weights, whose checkpoints are removed when it is done."""
+    def from_scratch(self, architectures: list[Architecture], seed: int) -> dict[Architecture, float]:
+        """The accuracy of each after a training from new weights, whose checkpoints are removed when it is done."""
+        job = replace(self.job, seed=seed)
+        keys = {a: self._key(f"from scratch, {job.retrain_epochs} epochs, seed {seed}", a) for a in architectures}
+        missing = [architecture for architecture in architectures if keys[architecture] not in self.known]
+        size = side_by_side.at_a_time(job, len(missing)) if missing and side_by_side.helps() else 1
+        for first in range(0, len(missing), size):
+            group = missing[first : first + size]
+            if size > 1:
+                accuracies = side_by_side.accuracies_from_scratch(job, group, self.folder)
+            else:
+                accuracies = [self._one_from_scratch(job, group[0], architectures.index(group[0]), len(architectures))]
+            for architecture, accuracy in zip(group, accuracies, strict=True):
+                self._keep(keys[architecture], accuracy)
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        return {architecture: self.known[key] for architecture, key in keys.items()}
+
+    def _one_from_scratch(self, job: Job, architecture: Architecture, index: int, count: int) -> float:
         import jax
 
-        job = replace(self.job, seed=seed)
-        key = self._key(f"from scratch, {job.retrain_epochs} epochs, seed {seed}", architecture)
-        if key in self.known:
-            return self.known[key]
+        name = f"architecture {index + 1} of {count}" + (f", seed {job.seed}" if job.seed != self.job.seed else "")
         trained = retrained(job, replace(lower(job.space, architecture), name=name), self.folder)
-        self._keep(key, trained.validation_accuracy)
-        shutil.rmtree(self.folder / trained.checkpoints, ignore_errors=True)
         jax.clear_caches()  # what was compiled for one network is of no use to the next
         return trained.validation_accuracy
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hwnas.errors import HwnasError
-from hwnas.methods import METHODS, cycle_length, fair_cycle, method, without_choice
+from hwnas.methods import METHODS, check_paths, cycle_length, fair_cycle, method, without_choice
 from hwnas.space import CHOICES, SearchSpace
 from hwnas.space_toml import load_space, parse_space
 
@@ -74,6 +74,26 @@ def test_paths_are_drawn_by_the_way_to_draw_that_is_given(name: str):
     only = UNEVEN.encode(UNEVEN.sample(Random(5)))
     codes = METHODS[name].sampler(UNEVEN, lambda rng: only, 0)(3).tolist()
     assert tuple(codes[len(codes) // 2]) == only
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_trains_as_many_paths_as_asked(name: str):
+    how = METHODS[name]
+    several = how.sampler(UNEVEN, None, 0, 6)
+    assert all(several(step).shape == (6, len(UNEVEN.radices)) for step in range(3))
+    assert len({tuple(code) for step in range(3) for code in several(step).tolist()}) > 10
+    assert how.sampler(UNEVEN, None, 0, how.paths)(5).shape[0] == how.paths == check_paths(how, None)
+
+
+def test_fair_paths_go_on_from_step_to_step_and_from_cycle_to_cycle():
+    one, five = (METHODS["fair"].sampler(UNEVEN, None, 0, paths) for paths in (1, 5))
+    taken = np.concatenate([five(step) for step in range(16)])  # 80 paths: two cycles of 36, and a part
+    np.testing.assert_array_equal(taken, np.concatenate([one(step) for step in range(80)]))
+
+
+def test_fewer_paths_than_a_method_needs_are_refused():
+    with pytest.raises(HwnasError, match=r"sandwich trains at least 4 architectures\. --paths is 2"):
+        check_paths(METHODS["sandwich"], 2)
 
 
 def values_taken(space: SearchSpace, codes: np.ndarray) -> dict[str, Counter]:

@@ -18,7 +18,7 @@ from hwnas.jax_network import FixedNetwork
 from hwnas.network import Network, parameters
 from hwnas.space import Architecture, SearchSpace, lower
 from hwnas.space_toml import load_space, parse_space
-from hwnas.supernet import Supernet, slice_weights
+from hwnas.supernet import Supernet, slice_weights, with_weights
 
 SMALL = parse_space("""
 name = "small"
@@ -240,6 +240,19 @@ def gradient_of_small():
         return squares(nnx.merge(graph, weights)(images, code)[0])
 
     return jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILE)
+
+
+def test_a_supernet_with_the_weights_of_a_network_gives_them_back_and_holds_nothing_else():
+    architecture = SMALL.sample(Random(3))
+    network = FixedNetwork(lower(SMALL, architecture), rngs=nnx.Rngs(5))
+    weights = {name: np.asarray(weight[...]) for name, weight in network.weights.items()}
+    supernet = with_weights(Supernet(SMALL, rngs=nnx.Rngs(0)), architecture, weights)
+    found = slice_weights(supernet, architecture)
+    assert found.keys() == weights.keys()
+    for name, value in weights.items():
+        np.testing.assert_array_equal(found[name], value)
+    held = sum(np.count_nonzero(leaf) for leaf in jax.tree.leaves(nnx.split(supernet, nnx.Param)[1]))
+    assert held == sum(map(np.count_nonzero, weights.values()))
 
 
 def test_weights_that_an_architecture_does_not_use_get_exactly_zero_gradient():

@@ -18,13 +18,23 @@ from hwnas import training
 from hwnas.checkpoints import load_checkpoint, newest_checkpoint
 from hwnas.data import DataSet, TestSplit, TrainSplit, ValidationSplit, load_data, normalize
 from hwnas.errors import HwnasError
+from hwnas.jax_layers import Form
 from hwnas.jax_network import FixedNetwork
 from hwnas.methods import single_paths
 from hwnas.network import Network, NetworkBuilder
 from hwnas.space import lower
 from hwnas.space_toml import parse_space
-from hwnas.supernet import Supernet, slice_weights
-from hwnas.training import Progress, Recipe, Scorer, train, trained_already, training_step
+from hwnas.supernet import Supernet, slice_weights, with_weights
+from hwnas.training import (
+    Progress,
+    Recipe,
+    Scorer,
+    start_state,
+    train,
+    train_many,
+    trained_already,
+    training_step,
+)
 
 SPACE = parse_space("""
 name = "few choices"
@@ -287,6 +297,43 @@ def test_each_path_takes_its_part_of_the_batch_and_the_gradients_are_averaged():
     assert max(np.abs(leaf).max() for leaf in moments[0]) > 0.1
     for one, two in zip(*moments, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("distils", [False, True])
+def test_paths_that_are_computed_together_give_the_gradients_of_paths_in_turn(distils: bool):
+    data = made_up_data()
+    (batch,), rng, moments = data.train.batches(32, seed=0), Random(2), []
+    codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
+    for form in (Form(), Form(control_flow=False)):
+        graph, state = start_state(Supernet(SPACE, rngs=nnx.Rngs(0), form=form), RECIPE)
+        step = training_step(graph, RECIPE, data, distils=distils)
+        _, found, losses = step(*state, jax.random.key(0), 0.1, *batch, codes)
+        moments.append([losses, *jax.tree.leaves(found)])
+    for in_turn, at_once in zip(*moments, strict=True):
+        np.testing.assert_allclose(at_once, in_turn, rtol=1e-3, atol=1e-5)
+
+
+def test_networks_that_train_side_by_side_learn_what_each_learns_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data, rng, form = made_up_data(), Random(1), Form(control_flow=False)
+    architectures = [SPACE.sample(rng) for _ in range(3)]
+    codes = [SPACE.encode(architecture) for architecture in architectures]
+    alone = [FixedNetwork(lower(SPACE, a), rngs=nnx.Rngs(n), form=form) for n, a in enumerate(architectures)]
+    supernet = Supernet(SPACE, rngs=nnx.Rngs(9), form=form)
+    starts = [with_weights(supernet, a, weights_of(one)) for a, one in zip(architectures, alone, strict=True)]
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    with pytest.raises(StoppedError):
+        train_many(starts, codes, data, RECIPE, tmp_path / "many", seed=1, on_step=stop_at(4))
+    seen: list[Progress] = []
+    together = train_many(starts, codes, data, RECIPE, tmp_path / "many", seed=1, on_step=seen.append)
+    assert [progress.step for progress in seen] == [4, 5, 6, 7, 8]
+    for number, (architecture, found) in enumerate(zip(architectures, together, strict=True)):
+        expected = weights_of(train(alone[number], data, RECIPE, tmp_path / str(number), seed=1))
+        for name, value in slice_weights(found, architecture).items():
+            np.testing.assert_allclose(value, expected[name], rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def weights_of(network: FixedNetwork) -> dict[str, np.ndarray]:
+    return {name: np.asarray(weight[...]) for name, weight in network.weights.items()}
 
 
 def test_weight_decay_falls_on_kernels_only_also_where_units_are_stacked():
