@@ -6,6 +6,7 @@ some 25 minutes on two quiet cores, on a small part of the images.
 """
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from hwnas.data import DataSet, load_data, stratified_subset
 from hwnas.latency import LatencyTable, load_table
 from hwnas.runs import write_text
 from hwnas.space_toml import load_space
-from hwnas.stages import Job, Listener, measured_table
+from hwnas.stages import Job, Listener, measured_table, trained_supernet
+from hwnas.supernet_file import supernet_card, write_supernet
 from hwnas.training import prepare_process
 from hwnas.trust import Question, judge
 from hwnas.trust_report import trust_picture, trust_rows, trust_words
 
 ROOT = Path(__file__).parents[1]
-IMAGES_AT = ROOT.parent / "shared" / "data" / "cifar10"
+IMAGES_AT = Path(os.environ.get("RANK_IMAGES_AT") or ROOT.parent / "shared" / "data" / "cifar10")
 FOLDER = Path("runs/benchmark-rank-correlation")
 TARGET = 0.7
 
@@ -36,6 +38,9 @@ ARCHITECTURES, SEEDS, TRIALS = (
     int(setting(name, default)) for name, default in (("ARCHITECTURES", "20"), ("SEEDS", "1"), ("TRIALS", "20"))
 )
 BATCH_SIZE, LEARNING_RATE = int(setting("BATCH_SIZE", "32")), float(setting("LEARNING_RATE", "0.1"))
+PATHS = int(setting("PATHS", "0")) or None
+SCRATCH_BATCH_SIZE = int(setting("SCRATCH_BATCH_SIZE", str(BATCH_SIZE)))
+SCRATCH_LEARNING_RATE = float(setting("SCRATCH_LEARNING_RATE", str(LEARNING_RATE)))
 
 
 def images() -> DataSet:
@@ -51,9 +56,26 @@ def images() -> DataSet:
 
 
 def latency_table(job: Job) -> LatencyTable:
-    """A table of the space that ships, since it only spreads the architectures; else this machine's."""
+    """`RANK_TABLE`, or a table that ships, since it only spreads the architectures, or this machine's."""
+    if given := setting("TABLE", ""):
+        return load_table(Path(given))
     shipped = sorted((ROOT / "latency_tables").glob(f"*/{job.space.name}-fp32-t1-b1.json"))
     return load_table(shipped[0]) if shipped else measured_table(job)[1]
+
+
+def listener() -> Listener:
+    """Prints what happens, progress every ten seconds."""
+    begun, shown = time.monotonic(), [0.0]
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - begun:6.1f} s  {text}", flush=True)
+
+    def progress(done: int, total: int, words: str) -> None:
+        if done == total or time.monotonic() - shown[0] > 10:
+            shown[0] = time.monotonic()
+            say(f"{done}/{total} {words}")
+
+    return Listener(say, lambda text: say(f"Note: {text}"), progress)
 
 
 def run(name: str) -> Result:
@@ -68,9 +90,20 @@ def run(name: str) -> Result:
         batch_size=BATCH_SIZE,
         learning_rate=LEARNING_RATE,
         method=METHOD,
-        listener=Listener(lambda text: print(text, flush=True), lambda text: print(f"Note: {text}", flush=True)),
+        paths=PATHS,
+        listener=listener(),
     )
-    folder, report = judge(job, latency_table(job), Question(ARCHITECTURES, EPOCHS, SEEDS, trials=TRIALS))
+    question = Question(
+        ARCHITECTURES,
+        EPOCHS,
+        SEEDS,
+        trials=TRIALS,
+        batch_size=SCRATCH_BATCH_SIZE,
+        learning_rate=SCRATCH_LEARNING_RATE,
+    )
+    supernet_path, supernet = trained_supernet(job)
+    write_supernet(supernet_path / "supernet.safetensors", supernet, supernet_card(supernet_path, data))
+    folder, report = judge(job, latency_table(job), question)
     write_text(folder / "trust.svg", trust_picture(report) + "\n")
     tau = report.correlation
     return Result(
@@ -83,7 +116,8 @@ def run(name: str) -> Result:
         device=this_machine(),
         details={
             "report": " ".join(trust_words(report)),
-            "supernet": f"{SPACE} by {METHOD}, {SUPERNET_EPOCHS} epochs, batch {BATCH_SIZE}, rate {LEARNING_RATE:g}",
+            "supernet": f"{SPACE} by {METHOD}, {SUPERNET_EPOCHS} epochs, batch {BATCH_SIZE}, paths {PATHS or 'as usual'}, "
+            f"rate {LEARNING_RATE:g}",
             "images": f"{len(data.train)} training, {len(data.validation)} validation",
             "latency from the table of": f"{report.device} ({report.chip})",
             **{f"{number:2}. {row[0]}": ", ".join(row[1:]) for number, row in enumerate(trust_rows(report)[1:], 1)},

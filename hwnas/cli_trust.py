@@ -22,6 +22,13 @@ def trust(
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, help="Architectures that each search scores; 40, or the run's.")
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=2, help="Of each training from scratch; by default the supernet's."),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Of each training from scratch; by default the supernet's.")
+    ] = None,
     table: Annotated[Path | None, typer.Option("--table", help="The latency table, if not that of the run.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +43,7 @@ def trust(
     from hwnas.trust_report import trust_facts, trust_picture, trust_rows, trust_words
 
     with reported(as_json) as listener:
-        question = Question(architectures, epochs, seeds, budget_ms, trials)
+        question = Question(architectures, epochs, seeds, budget_ms, trials, batch_size, learning_rate)
         path, report = judge(folder, question, table_file=table, listener=listener)
     write_text(path / "trust.svg", trust_picture(report) + "\n")
     if as_json:

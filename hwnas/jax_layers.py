@@ -6,8 +6,10 @@ multiply-adds. On a GPU every loop and branch of a program waits for the host, a
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,16 @@ ACCELERATOR_FORM = Form(dtype="bfloat16", grouped=True, control_flow=False)
 def native_form() -> Form:
     """The fastest form for the devices that JAX uses in this process."""
     return CPU_FORM if jax.default_backend() == "cpu" else ACCELERATOR_FORM
+
+
+GPU_COMPILER = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+"""Trying out kernels takes minutes for a network, and which one wins, and so what a step rounds to, varies."""
+
+
+def compiled(function: Callable[..., Any], donated: tuple[int, ...] = ()) -> Any:
+    """`jax.jit`, on a GPU without autotuning; the arguments of these numbers give their memory away."""
+    options = GPU_COMPILER if jax.default_backend() == "gpu" else None
+    return jax.jit(function, donate_argnums=donated, compiler_options=options)
 
 
 def channel_sum(x: Array) -> Array:

@@ -24,6 +24,7 @@ from flax import nnx
 from hwnas.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from hwnas.data import DataSet, Split, augment, normalize, stratified_subset
 from hwnas.errors import HwnasError
+from hwnas.jax_layers import compiled
 from hwnas.jax_network import FixedNetwork
 from hwnas.methods import PathSampler, without_choice
 from hwnas.spread import spread_of
@@ -374,7 +375,7 @@ def training_step(graph: Any, recipe: Recipe, data: DataSet, *, distils: bool = 
     array. Where the network has control flow, paths are looped over, and parts small enough for the cache make a step
     on a CPU far quicker; where it has none, they are computed together, since the parts would not fill an accelerator.
     """
-    return jax.jit(_step(graph, recipe, data, distils), donate_argnums=(0, 1))
+    return compiled(_step(graph, recipe, data, distils), donated=(0, 1))
 
 
 def training_step_of_many(graph: Any, recipe: Recipe, data: DataSet) -> Any:
@@ -384,7 +385,7 @@ def training_step_of_many(graph: Any, recipe: Recipe, data: DataSet) -> Any:
     `[N, P, places]` and the losses `[N, P]`.
     """
     step = jax.vmap(_step(graph, recipe, data, False), (0, 0, None, None, None, None, 0))
-    return jax.jit(step, donate_argnums=(0, 1))
+    return compiled(step, donated=(0, 1))
 
 
 def _step(graph: Any, recipe: Recipe, data: DataSet, distils: bool) -> Callable[..., Any]:
@@ -483,7 +484,7 @@ class Scorer:
         def logits(weights, images, code, statistics):
             return run(nnx.merge(graph, weights), normalize(images, data.mean, data.std), code, statistics)[0]
 
-        self._batch_statistics, self._logits = jax.jit(statistics), jax.jit(logits)
+        self._batch_statistics, self._logits = compiled(statistics), compiled(logits)
 
     def of(self, model: Supernet | FixedNetwork) -> "Scorer":
         """A scorer of other weights of the same network; nothing is compiled anew."""

@@ -30,8 +30,6 @@ from hwnas.stages import (
     load_settings,
     make_job,
     retrained,
-    supernet_folder,
-    supernet_recipe,
     trained_supernet,
 )
 from hwnas.whole_networks import candidates, spread
@@ -54,6 +52,7 @@ class Question:
         seeds: trainings from scratch of each architecture.
         budget_ms: of the two searches; by default that of the run, or the middle of the range.
         trials: architectures that each search scores; by default as many as the run did, or 40.
+        batch_size, learning_rate: of each training from scratch; by default those of the supernet.
     """
 
     architectures: int = 20
@@ -61,6 +60,8 @@ class Question:
     seeds: int = 1
     budget_ms: float | None = None
     trials: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.architectures < LEAST_ARCHITECTURES:
@@ -186,16 +187,21 @@ def trust(
 def judge(job: Job, table: LatencyTable, question: Question) -> tuple[Path, TrustReport]:
     """Judges the supernet of a job, which is trained if it is not yet; see `trust`.
 
-    The trainings from scratch take batch size and learning rate of the job.
+    The trainings from scratch take batch size and learning rate of the job, unless the question has its own.
     """
     from hwnas.training import Scorer
 
-    job = replace(job, retrain_epochs=question.epochs)
     sum_ms = spread(candidates(job.space, table.unit_ms(job.space), random.Random(job.seed)), question.architectures)
     chosen = [job.space.decode(code) for code in sum_ms]
     supernet_path, supernet = trained_supernet(job)
     report_folder = job.runs / f"trust-{supernet_path.name.removeprefix('supernet-')}"
-    scores = _Scores(job, report_folder, Scorer(supernet, job.data))
+    job = replace(
+        job,
+        retrain_epochs=question.epochs,
+        batch_size=question.batch_size or job.batch_size,
+        learning_rate=question.learning_rate or job.learning_rate,
+    )
+    scores = _Scores(job, report_folder, supernet_path.name, Scorer(supernet, job.data))
     ends_ms = [table.predict(lower(job.space, chosen[end])).upper_ms for end in (0, -1)]
     budget_ms, trials = question.budget_ms or math.sqrt(ends_ms[0] * ends_ms[1]), question.trials or TRIALS
     winners = {sampler: scores.winner(table, sampler, budget_ms, trials) for sampler in SAMPLERS}
@@ -270,8 +276,8 @@ def _table(job: Job, file: "Path | str | None") -> LatencyTable:
 class _Scores:
     """Scores of architectures, each made once and kept in the report's folder."""
 
-    def __init__(self, job: Job, folder: Path, scorer: "Scorer") -> None:
-        self.job, self.folder, self.scorer = job, folder, scorer
+    def __init__(self, job: Job, folder: Path, supernet: str, scorer: "Scorer") -> None:
+        self.job, self.folder, self.supernet, self.scorer = job, folder, supernet, scorer
         self.path = folder / "scores.json"
         try:
             self.known: dict[str, float] = json.loads(self.path.read_text()) if self.path.exists() else {}
@@ -296,7 +302,8 @@ class _Scores:
     def from_scratch(self, architectures: list[Architecture], seed: int) -> dict[Architecture, float]:
         """The accuracy of each after a training from new weights, whose checkpoints are removed when it is done."""
         job = replace(self.job, seed=seed)
-        keys = {a: self._key(f"from scratch, {job.retrain_epochs} epochs, seed {seed}", a) for a in architectures}
+        how = f"{job.retrain_epochs} epochs, batch {job.batch_size}, learning rate {job.learning_rate:g}, seed {seed}"
+        keys = {architecture: self._key(f"from scratch, {how}", architecture) for architecture in architectures}
         missing = [architecture for architecture in architectures if keys[architecture] not in self.known]
         size = side_by_side.at_a_time(job, len(missing)) if missing and side_by_side.helps() else 1
         for first in range(0, len(missing), size):
@@ -335,7 +342,7 @@ class _Scores:
             name=f"{sampler}-{budget_ms:.6g}ms-{digest[:8]}",
             sampler=sampler,
             seed=job.seed,
-            identity={"table_sha256": digest, "supernet": supernet_folder(job, supernet_recipe(job)).name},
+            identity={"table_sha256": digest, "supernet": self.supernet},
             on_trial=lambda scored, done: job.listener.progress(done, trials, f"{scored.accuracy:.1%}"),
         )
         for note in result.notes:

@@ -151,5 +151,5 @@ def later_units(
         return (x, layout), used
 
     units = jnp.arange(1, codes.shape[0]), codes[1:], weights, given
-    (x, layout), used = lax.scan(step, (x, layout), units, unroll=1 if form.control_flow else len(codes) - 1)
+    (x, layout), used = lax.scan(step, (x, layout), units)
     return x, layout, used

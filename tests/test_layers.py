@@ -39,6 +39,7 @@ FLOORS = {
     "onnx_model": 3,
     "ranking": 2,
     "side_by_side": 7,
+    "supernet_file": 5,
     "quantization": 3,
     "places": 3,
     "composition": 3,
