@@ -50,15 +50,11 @@ def our_cases() -> dict[str, tuple[int, Callable[[], Any]]]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from hwnas.jax_layers import Form
     from hwnas.jax_network import FixedNetwork
     from hwnas.supernet import Supernet
     from hwnas.training import Recipe, start_state, training_step, training_step_of_many
 
     space, data, rng = load_space(SPACE), noise_images(), Random(0)
-    forms = {
-        way: Form(dtype="bfloat16", grouped=way == "grouped", control_flow=False) for way in ("grouped", "shifted")
-    }
 
     def case(model: Any, batch: int, paths: int, many: int) -> Callable[[], Any]:
         recipe = Recipe(epochs=1, batch_size=batch)
@@ -86,17 +82,12 @@ def our_cases() -> dict[str, tuple[int, Callable[[], Any]]]:
 
         return compiled
 
-    found = {}
-    for way, form in forms.items():
-        single = FixedNetwork(network_1x(), rngs=nnx.Rngs(0), form=form)
-        supernet = Supernet(space, rngs=nnx.Rngs(0), form=form)
-        found[f"ShuffleNet V2 1x, {way}"] = BATCH, case(single, BATCH, 0, 0)
-        found[f"supernet, {PATHS} paths, {way}"] = BATCH, case(supernet, BATCH, PATHS, 0)
-        found[f"{MANY} networks of the supernet side by side, {way}"] = (
-            MANY * MANY_BATCH,
-            case(supernet, MANY_BATCH, 0, MANY),
-        )
-    return found
+    supernet = Supernet(space, rngs=nnx.Rngs(0))
+    return {
+        "ShuffleNet V2 1x": (BATCH, case(FixedNetwork(network_1x(), rngs=nnx.Rngs(0)), BATCH, 0, 0)),
+        f"supernet, {PATHS} paths": (BATCH, case(supernet, BATCH, PATHS, 0)),
+        f"{MANY} networks of the supernet side by side": (MANY * MANY_BATCH, case(supernet, MANY_BATCH, 0, MANY)),
+    }
 
 
 def rate(images: int, take_step: Callable[[], Any]) -> str:

@@ -15,8 +15,7 @@ from hwnas.data import DataSet, load_data, stratified_subset
 from hwnas.latency import LatencyTable, load_table
 from hwnas.runs import write_text
 from hwnas.space_toml import load_space
-from hwnas.stages import Job, Listener, measured_table, trained_supernet
-from hwnas.supernet_file import supernet_card, write_supernet
+from hwnas.stages import Job, Listener, measured_table
 from hwnas.training import prepare_process
 from hwnas.trust import Question, judge
 from hwnas.trust_report import trust_picture, trust_rows, trust_words
@@ -101,8 +100,6 @@ def run(name: str) -> Result:
         batch_size=SCRATCH_BATCH_SIZE,
         learning_rate=SCRATCH_LEARNING_RATE,
     )
-    supernet_path, supernet = trained_supernet(job)
-    write_supernet(supernet_path / "supernet.safetensors", supernet, supernet_card(supernet_path, data))
     folder, report = judge(job, latency_table(job), question)
     write_text(folder / "trust.svg", trust_picture(report) + "\n")
     tau = report.correlation
@@ -116,7 +113,7 @@ def run(name: str) -> Result:
         device=this_machine(),
         details={
             "report": " ".join(trust_words(report)),
-            "supernet": f"{SPACE} by {METHOD}, {SUPERNET_EPOCHS} epochs, batch {BATCH_SIZE}, paths {PATHS or 'as usual'}, "
+            "supernet": f"{SPACE} by {METHOD}, paths {PATHS or 'as usual'}, {SUPERNET_EPOCHS} epochs, batch {BATCH_SIZE}, "
             f"rate {LEARNING_RATE:g}",
             "images": f"{len(data.train)} training, {len(data.validation)} validation",
             "latency from the table of": f"{report.device} ({report.chip})",

@@ -24,6 +24,8 @@ from hwnas.calibration import Measurement
 from hwnas.devices import Device, Timing
 from hwnas.drawing import WIDTH, box, label, picture
 from hwnas.errors import HwnasError
+from hwnas.guidelines import network_sheet
+from hwnas.network import Network
 from hwnas.node_categories import CATEGORIES, categories, depthwise
 from hwnas.onnx_model import IR_VERSION, OPSET, random_weights, to_onnx
 from hwnas.reference import REFERENCE, reference
@@ -193,6 +195,7 @@ def breakdown_facts(breakdown: Breakdown) -> dict[str, Any]:
     sums = tuple(breakdown.category_ms.values())
     total_ms = round(breakdown.total.median_ms, MS_PLACES)
     percent = apportioned(sums, 100, PERCENT_PLACES)
+    depthwise_percent = round(100 * breakdown.depthwise_ms / breakdown.total.median_ms, PERCENT_PLACES)
     return {
         "total_ms": total_ms,
         "spread_ms": round(breakdown.total.spread_ms, MS_PLACES),
@@ -200,7 +203,8 @@ def breakdown_facts(breakdown: Breakdown) -> dict[str, Any]:
         "ms": dict(zip(CATEGORIES, apportioned(sums, total_ms, MS_PLACES), strict=True)),
         "percent": dict(zip(CATEGORIES, percent, strict=True)),
         "depthwise_ms": round(breakdown.depthwise_ms, MS_PLACES),
-        "depthwise_percent": round(100 * breakdown.depthwise_ms / breakdown.total.median_ms, PERCENT_PLACES),
+        "depthwise_percent": depthwise_percent,
+        "element_wise_percent": round(percent[CATEGORIES.index("element-wise")] + depthwise_percent, PERCENT_PLACES),
         "between_nodes_ms": round(breakdown.between_ms, MS_PLACES),
         "operators": _operator_facts(breakdown.nodes),
         "nodes": [
@@ -228,6 +232,17 @@ def _operator_facts(nodes: Sequence[NodeTime]) -> list[dict[str, Any]]:
         }
         for key in longest
     ]
+
+
+def element_wise_words(facts: Mapping[str, Any], network: Network | None) -> str:
+    """G4 of a model in time, and in memory access too where its `Network` is known.
+
+    Depthwise convolutions count as element-wise, as in `guidelines` and in the paper (section 2, G4).
+    """
+    words = (
+        f"G4: element-wise operators and depthwise convolutions take {facts['element_wise_percent']:g} % of the time"
+    )
+    return f"{words} and {network_sheet(network).whole.value('G4'):.0%} of memory access" if network else words
 
 
 def breakdown_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -24,11 +24,13 @@ from hwnas.cli_options import (
     Json,
     LearningRate,
     Method,
+    Paths,
     Precision,
     RetrainEpochs,
     Runs,
     Seed,
     Space,
+    SupernetFile,
     Threads,
 )
 from hwnas.errors import HwnasError
@@ -76,7 +78,9 @@ def search(
     size_mb: Annotated[
         float | None, typer.Option("--size-mb", help="What the model's file may take, in MB of 1,000,000 bytes.")
     ] = None,
+    supernet: SupernetFile = None,
     method: Method = DEFAULT_METHOD,
+    paths: Paths = None,
     epochs: Epochs = 10,
     retrain_epochs: RetrainEpochs = 5,
     batch_size: BatchSize = 16,
@@ -100,7 +104,8 @@ def search(
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
         job = make_job(
             space, data, listener=listener, device=device, threads=threads, batch=batch, precision=precision, seed=seed,
-            runs=runs, method=method, learning_rate=learning_rate, force=force, **settings,
+            runs=runs, supernet=supernet, method=method, paths=paths, learning_rate=learning_rate, force=force,
+            **settings,
         )  # fmt: skip
         folder, result = find(job, plan, run)
     if as_json:
@@ -222,9 +227,17 @@ def breakdown(
     as_json: Json = False,
 ) -> None:
     """Measures where run time goes: convolution, data, element-wise, shuffle and other, beside the paper's shares."""
-    from hwnas.breakdown import break_down, breakdown_facts, breakdown_picture, breakdown_rows, model_of
+    from hwnas.breakdown import (
+        break_down,
+        breakdown_facts,
+        breakdown_picture,
+        breakdown_rows,
+        element_wise_words,
+        model_of,
+    )
     from hwnas.devices import device as open_device
     from hwnas.runs import write_text
+    from hwnas.show import network_of_model
 
     if plot and plot.suffix != ".svg":
         raise HwnasError(
@@ -247,6 +260,7 @@ def breakdown(
             {"model": model, **where, "latency": f"{facts['total_ms']:.4g} ± {facts['spread_ms']:.2g} ms"}, False
         )
         print_rows(breakdown_rows(facts))
+        print(element_wise_words(facts, network_of_model(model)))
 
 
 @app.command(epilog="Example: hwnas guidelines --device cpu --plots guidelines/")

@@ -28,6 +28,10 @@ Paths = Annotated[
     int | None,
     typer.Option("--paths", min=1, help="Architectures a step of the supernet trains; by default the method's."),
 ]
+SupernetFile = Annotated[
+    str | None,
+    typer.Option("--supernet", help="A trained one, the supernet.safetensors of hwnas train: none is trained."),
+]
 LearningRate = Annotated[float, typer.Option("--learning-rate", help="The highest one of the schedule.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 

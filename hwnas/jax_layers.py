@@ -2,7 +2,8 @@
 
 Feature maps are `[N, H, W, C]`. What is fastest differs by device, and a `Form` says which way a network goes. XLA on
 CPU runs a depthwise convolution written as `feature_group_count = C` many times slower than the same thing as shifted
-multiply-adds. On a GPU every loop and branch of a program waits for the host, and bfloat16 halves the bytes.
+multiply-adds, and so does a GPU, 1.7 to 2.3 times (docs/gpu.md). There branches wait for the host, and bfloat16 halves
+the bytes.
 """
 
 import math
@@ -29,18 +30,16 @@ class Form:
     Attributes:
         dtype: of feature maps, and of kernels where they meet them. Weights, their gradients, the statistics of batch
             norms and the logits are float32 in any case.
-        grouped: a depthwise convolution is XLA's grouped convolution, else a sum of shifted products.
         control_flow: loops and branches, so that what is not chosen is not computed; else all of it is, and what was
             not chosen is left out of the result.
     """
 
     dtype: str = "float32"
-    grouped: bool = False
     control_flow: bool = True
 
 
 CPU_FORM = Form()
-ACCELERATOR_FORM = Form(dtype="bfloat16", grouped=True, control_flow=False)
+ACCELERATOR_FORM = Form(dtype="bfloat16", control_flow=False)
 
 
 def native_form() -> Form:
@@ -216,10 +215,7 @@ def depthwise(
     if not form.control_flow and len(sides) > 1:
         kernel = jnp.where(_inside(kernel.shape[0], jnp.array(sides)[choice]), kernel, 0)
         choice, sides = jnp.int32(0), (max(sides),)
-    if not form.grouped:
-        return _depthwise(sides, stride, x, kernel, choice)
-    assert len(sides) == 1
-    return _xla_convolution(x, _centre(kernel, sides[0])[:, :, None], stride, sides[0] // 2, x.shape[3])
+    return _depthwise(sides, stride, x, kernel, choice)
 
 
 def _inside(width: int, side: Array) -> Array:

@@ -1,6 +1,7 @@
 """What `hwnas show` tells of a run, an architecture, a space, a latency table, a model, or a network by its name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,15 @@ def facts_of(what: str) -> dict[str, Any]:
     if not path.exists():
         raise HwnasError(
             f"There is nothing called '{what}'. Show a run's folder or its architecture.json, a latency table (.json), "
-            f"a model (.onnx), a space ({', '.join(shipped_spaces())}, or a .toml file), or a network such as "
-            f"{next(iter(REFERENCE))}."
+            f"a model (.onnx), a supernet (.safetensors), a space ({', '.join(shipped_spaces())}, or a .toml file), or a "
+            f"network such as {next(iter(REFERENCE))}."
         )
     if path.suffix == ".onnx":
         return model_facts(path)
+    if path.suffix == ".safetensors":
+        from hwnas.supernet_file import file_facts
+
+        return file_facts(path)
     return network_facts(found_network(path)) if _is_architecture(path) else table_facts(load_table(path))
 
 
@@ -103,6 +108,17 @@ def found_network(path: Path) -> Network:
     space = load_settings(path.parent)["space"] if path.with_name("run.json").is_file() else named
     loaded = load_space(space)
     return lower(loaded, loaded.from_json(text))
+
+
+def network_of_model(what: str) -> Network | None:
+    """The network of a model that hwnas exported, or of one in the literature by its name; None for any other model."""
+    if what in REFERENCE:
+        return reference(what)
+    metadata = model_facts(Path(what))
+    if "architecture" not in metadata or metadata.get("space") not in shipped_spaces():
+        return None
+    space = replace(load_space(metadata["space"]), classes=len(json.loads(metadata["classes"])))
+    return lower(space, space.from_json(json.dumps(metadata["architecture"])))
 
 
 def _is_architecture(path: Path) -> bool:

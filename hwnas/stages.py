@@ -64,6 +64,7 @@ class Job:
         batch_size, learning_rate: of both trainings.
         method: how the supernet is trained, one of `methods.METHODS`.
         paths: architectures that a step of it trains; without it as many as the method does by default.
+        supernet: a file of a trained one (`supernet_file.py`), in place of training.
         force: takes a latency table that failed its own check.
         listener: is told what happens.
     """
@@ -84,6 +85,7 @@ class Job:
     learning_rate: float = 0.05
     method: str = "single-path"
     paths: int | None = None
+    supernet: str | None = None
     force: bool = False
     listener: Listener = Listener()
 
@@ -134,6 +136,7 @@ SETTINGS = (
     "learning_rate",
     "method",
     "paths",
+    "supernet",
 )
 """The fields of a job that a run's folder remembers."""
 
@@ -145,8 +148,9 @@ def save_settings(folder: Path, job: Job, **further: Any) -> None:
 
 def settings_of(job: Job) -> dict[str, Any]:
     """What makes a job again."""
-    settings = {"space": _absolute(job.sources[0]), "data": _absolute(job.sources[1])}
-    return settings | {name: getattr(job, name) for name in SETTINGS}
+    settings = {name: getattr(job, name) for name in SETTINGS}
+    given = {"space": job.sources[0], "data": job.sources[1], "supernet": job.supernet}
+    return settings | {name: source and _absolute(source) for name, source in given.items()}
 
 
 def load_settings(folder: Path) -> dict[str, Any]:
@@ -220,9 +224,17 @@ def measured_table(job: Job) -> tuple[Path, LatencyTable]:
 
 def supernet_folder(job: Job, recipe: "Recipe") -> Path:
     """The folder of a supernet, whose name tells space, data, and, in eight digits, everything else that made it."""
-    facts = json.dumps([job.space.digest, job.data.fingerprint, asdict(recipe), job.method, job.paths, job.seed])
+    how = _file_digest(job.supernet) if job.supernet else [asdict(recipe), job.method, job.paths, job.seed]
+    facts = json.dumps([job.space.digest, job.data.fingerprint, how])
     digits = hashlib.sha256(facts.encode()).hexdigest()[:8]
     return job.runs / f"supernet-{job.space.name}-{file_name(job.data.name)}-{digits}"
+
+
+def _file_digest(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise HwnasError(f"There is no supernet at {path} ({error.strerror}). Give a supernet.safetensors.") from None
 
 
 def supernet_recipe(job: Job) -> "Recipe":
@@ -233,14 +245,17 @@ def supernet_recipe(job: Job) -> "Recipe":
 
 
 def trained_supernet(job: Job) -> tuple[Path, "Supernet"]:
-    """The supernet of a job, trained if it is not yet."""
+    """The supernet of a job, read from its file if it has one, else trained if it is not yet."""
     from flax import nnx
 
     from hwnas.supernet import Supernet
+    from hwnas.supernet_file import read_supernet, write_supernet
     from hwnas.training import train
 
     recipe, how = supernet_recipe(job), method(job.method)
     folder = supernet_folder(job, recipe)
+    if job.supernet:
+        return folder, read_supernet(Path(job.supernet), job.space, job.data.classes)
     job.listener.stage(
         f"Training the supernet of {job.space.name} on {job.data.name} by {how.name}, {recipe.epochs} epochs"
     )
@@ -259,6 +274,9 @@ def trained_supernet(job: Job) -> tuple[Path, "Supernet"]:
         seed=job.seed,
         on_step=step_listener(job),
     )
+    kept = folder / "supernet.safetensors"
+    if not kept.exists():
+        write_supernet(kept, model, facts | {"classes": job.data.classes, "mean": job.data.mean, "std": job.data.std})
     return folder, model
 
 

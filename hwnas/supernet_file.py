@@ -4,8 +4,9 @@ Half the precision costs nothing here: batch norms are estimated anew for each a
 on. Safetensors holds arrays and text only, so that a file from anyone can be opened.
 """
 
+import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,21 @@ from hwnas.runs import write_bytes
 from hwnas.space import SearchSpace
 
 if TYPE_CHECKING:
-    from hwnas.data import DataSet
     from hwnas.supernet import Supernet
 
 FORMAT = "hwnas supernet 1"
 
 
 def write_supernet(path: Path, supernet: "Supernet", facts: dict[str, Any]) -> None:
-    """Writes weights, each array under its place in the supernet, and facts for a person or a program.
+    """Writes weights, each array under its place in the supernet, and facts, among them the `classes` of the data.
 
     Raises:
         HwnasError: a weight is too large for 16 bit, or the file cannot be written.
     """
     from safetensors.numpy import save
 
-    arrays = {name: np.asarray(leaf, np.float16) for name, leaf in _named_weights(supernet).items()}
+    with np.errstate(over="ignore"):  # told below
+        arrays = {name: np.asarray(leaf, np.float16) for name, leaf in _named_weights(supernet).items()}
     if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise HwnasError(f"Weights are finite numbers up to 65,504 in 16 bit; {wrong[0]} holds others. Train anew.")
     space = supernet.space
@@ -40,54 +41,71 @@ def write_supernet(path: Path, supernet: "Supernet", facts: dict[str, Any]) -> N
         "space_digest": space.digest,
         "facts": json.dumps(facts),
     }
-    write_bytes(path, save(arrays, metadata))
+    write_bytes(path, save(arrays, metadata | {"sha256": _digest(metadata, arrays)}))
 
 
-def supernet_card(folder: Path, data: "DataSet") -> dict[str, Any]:
-    """The facts of a supernet's folder, and of its data what a model must know."""
-    facts = json.loads((folder / "supernet.json").read_text(encoding="utf-8"))
-    del facts["settings"]
-    return facts | {"classes": list(data.classes), "mean": data.mean, "std": data.std}
-
-
-def read_supernet(path: Path, space: SearchSpace) -> "tuple[Supernet, dict[str, Any]]":
-    """The supernet of a file and its facts, `classes` among them.
+def read_supernet(path: Path, space: SearchSpace, classes: Sequence[str]) -> "Supernet":
+    """The supernet of a file that was made of this space for data of these classes.
 
     Raises:
-        HwnasError: the file cannot be read, is no supernet of this space, or was changed.
+        HwnasError: the file cannot be read, is no supernet, or is one of another space or of other classes.
     """
+    import jax
     from flax import nnx
-    from safetensors import SafetensorError, safe_open
 
     from hwnas.supernet import Supernet
+
+    metadata, arrays = _read(path)
+    if metadata["space_digest"] != space.digest:
+        raise HwnasError(
+            f"{path} is a supernet of a space {metadata['space']} that differs from this {space.name}, or of another "
+            "number of classes. Give its own space and data: hwnas show tells what it was made of."
+        )
+    if (trained_on := json.loads(metadata["facts"])["classes"]) != list(classes):
+        raise HwnasError(
+            f"{path} tells the classes {', '.join(trained_on)} apart, and the data has {', '.join(classes)}. "
+            "Give the data that it was trained on."
+        )
+    graph, state = nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)
+    leaves = []
+    for name, leaf in _named_leaves(state):
+        found = arrays.get(name, np.zeros(leaf.shape if not leaf.size else 0, np.float16))  # empty ones are left out
+        if found.shape != leaf.shape:
+            raise HwnasError(
+                f"{path} is damaged: {name} has the shape {list(found.shape)}, not {list(leaf.shape)}. Get it again."
+            )
+        leaves.append(jax.numpy.asarray(found, jax.numpy.float32))
+    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """What a supernet's file says of how it was made; `HwnasError` if it is none."""
+    metadata, arrays = _read(path)
+    parameters = sum(array.size for array in arrays.values())
+    return {"supernet": str(path), "parameters": parameters, **json.loads(metadata["facts"])}
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="numpy") as opened:
             metadata = opened.metadata() or {}
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
     except (OSError, SafetensorError) as error:
-        raise HwnasError(f"{path} is not a supernet: {error}. Give a file that hwnas train wrote.") from None
+        raise HwnasError(f"{path} is not a supernet: {error}. Give the supernet.safetensors of hwnas train.") from None
     if metadata.get("format") != FORMAT:
         raise HwnasError(f"{path} is not a supernet: its format is '{metadata.get('format')}', not '{FORMAT}'.")
-    facts = json.loads(metadata["facts"])
-    space = replace(space, classes=len(facts["classes"]))
-    if metadata["space_digest"] != space.digest:
-        raise HwnasError(
-            f"{path} is a supernet of the space {metadata['space']} with other choices than this {space.name} has. "
-            "Give the space's own file as --space."
-        )
-    supernet = Supernet(space, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(supernet, nnx.Param)
-    import jax
+    if metadata.pop("sha256", None) != _digest(metadata, arrays):
+        raise HwnasError(f"The supernet {path} is damaged: it is not what was written. Get it again.")
+    return metadata, arrays
 
-    leaves = []
-    for name, leaf in _named_leaves(state):
-        found = arrays.get(name)
-        if found is None or found.shape != leaf.shape:
-            shape = "missing" if found is None else list(found.shape)
-            raise HwnasError(f"{path} is damaged: {name} is {shape}, and the space needs {list(leaf.shape)}.")
-        leaves.append(jax.numpy.asarray(found, jax.numpy.float32))
-    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves)), facts
+
+def _digest(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    return digest.hexdigest()
 
 
 def _named_weights(supernet: "Supernet") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`hwnas breakdown`: what each node counts as, that the parts sum to the whole, and models of all sorts for real."""
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,21 +20,27 @@ from hwnas import measure
 from hwnas.breakdown import (
     PAPER_PERCENT,
     Breakdown,
+    NodeTime,
     apportioned,
     break_down,
     breakdown_facts,
     breakdown_picture,
     breakdown_rows,
+    element_wise_words,
     from_profile,
     model_of,
 )
 from hwnas.calibration import Measurement
 from hwnas.devices import DeviceError, Timing, device
 from hwnas.errors import HwnasError
+from hwnas.guidelines import network_sheet
 from hwnas.network import Network, NetworkBuilder, shuffle_order
 from hwnas.node_categories import CATEGORIES, categories, depthwise
 from hwnas.onnx_model import random_weights, to_onnx
 from hwnas.reference import reference
+from hwnas.show import network_of_model
+from hwnas.space import lower
+from hwnas.space_toml import load_space
 from hwnas.units import UnitChoice, head, shufflenet_v2_unit
 
 Model = onnx.ModelProto
@@ -429,6 +436,34 @@ def test_breakdown_shows_a_table_for_a_file(hwnas: Callable[..., Answer], tmp_pa
     answer = hwnas("breakdown", tmp_path / "foreign.onnx")
     assert answer.status == 0, answer.err
     assert all(f"\n{category} " in answer.out for category in CATEGORIES)
+    assert re.search(r"G4: .* take \d+(\.\d)? % of the time$", answer.out.strip())
+
+
+@pytest.mark.usefixtures("few_rounds")
+def test_breakdown_of_a_model_that_hwnas_made_tells_g4_in_time_and_in_memory_access(
+    hwnas: Callable[..., Answer], tmp_path: Path
+):
+    space = load_space("shufflenet-tiny")
+    architecture = space.smallest
+    network = lower(space, architecture)
+    facts = {"space": space.name, "architecture": architecture.to_json(), "classes": json.dumps(list("0123456789"))}
+    model = to_onnx(network, random_weights(network, 0))
+    helper.set_model_props(model, facts)
+    onnx.save_model(model, str(tmp_path / "ours.onnx"))
+    assert network_of_model(str(tmp_path / "ours.onnx")) == network
+    answer = hwnas("breakdown", tmp_path / "ours.onnx")
+    share = network_sheet(network).whole.value("G4")
+    assert f"% of the time and {share:.0%} of memory access" in answer.out, answer.err
+
+
+def test_element_wise_time_is_that_of_element_wise_operators_and_depthwise_convolutions():
+    nodes = (NodeTime("Conv", "a", "convolution", True, 0.2), NodeTime("Relu", "b", "element-wise", False, 0.3))
+    facts = breakdown_facts(Breakdown(Measurement((1.0, 1.0, 1.0)), nodes))
+    assert facts["element_wise_percent"] == 50
+    network = reference("resnet-50")
+    assert element_wise_words(facts, network).endswith(
+        f"take 50 % of the time and {network_sheet(network).whole.value('G4'):.0%} of memory access"
+    )
 
 
 def test_mistakes_are_one_line_and_exit_status_2(hwnas: Callable[..., Answer], tmp_path: Path):

@@ -300,10 +300,9 @@ def logits_and_gradient(form: Form):
     return lambda images, code: run(weights, images, np.array(code, np.int32))[::-1]
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_without_control_flow_logits_and_gradients_are_the_same_and_unused_weights_still_get_none(grouped: bool):
+def test_without_control_flow_logits_and_gradients_are_the_same_and_unused_weights_still_get_none():
     _, weights = nnx.split(trial("small").supernet, nnx.Param)
-    other, images = logits_and_gradient(Form(grouped=grouped, control_flow=False)), some_images(SMALL, 8)
+    other, images = logits_and_gradient(Form(control_flow=False)), some_images(SMALL, 8)
     for architecture in architectures(SMALL, 8, seed=8):
         code = SMALL.encode(architecture)
         logits, gradient = other(images, code)

@@ -1,0 +1,124 @@
+"""Contract: a supernet as a file is found again as it was, up to 16 bit, and what is wrong with a file is said."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import Answer, Home
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from hwnas.errors import HwnasError
+from hwnas.pipeline import Plan, find
+from hwnas.space_toml import parse_space
+from hwnas.stages import Listener, make_job
+from hwnas.supernet import Supernet
+from hwnas.supernet_file import read_supernet, write_supernet
+
+SPACE = parse_space("""
+name = "small"
+input_size = 8
+classes = 2
+[stem]
+channels = 8
+stride = 1
+max_pool = false
+[unit]
+split_ratio = ["1/2"]
+kernel = [3]
+squeeze_excite = [false]
+residual = [false]
+groups = [1]
+extra_depthwise = [false]
+[[stage]]
+depth = [1]
+width = [16]
+[head]
+channels = 8
+""")
+CLASSES = ("cat", "dog")
+
+
+def leaves(supernet: Supernet) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.split(supernet, nnx.Param)[1])]
+
+
+@pytest.fixture
+def supernet() -> Supernet:
+    return Supernet(SPACE, rngs=nnx.Rngs(4))
+
+
+@pytest.fixture
+def file(tmp_path: Path, supernet: Supernet) -> Path:
+    write_supernet(tmp_path / "supernet.safetensors", supernet, {"data": "pets", "classes": CLASSES})
+    return tmp_path / "supernet.safetensors"
+
+
+def test_weights_come_back_in_sixteen_bit(file: Path, supernet: Supernet):
+    found = leaves(read_supernet(file, SPACE, CLASSES))
+    assert [leaf.dtype for leaf in found] == [np.float32] * len(found)
+    for ours, theirs in zip(found, leaves(supernet), strict=True):
+        np.testing.assert_array_equal(ours, theirs.astype(np.float16).astype(np.float32))
+    assert file.stat().st_size < 2 * sum(leaf.size for leaf in found) + 8192
+
+
+def test_another_space_and_other_classes_are_refused(file: Path):
+    with pytest.raises(HwnasError, match="differs from this small"):
+        read_supernet(file, replace(SPACE, head_channels=16), CLASSES)
+    with pytest.raises(HwnasError, match="tells the classes cat, dog apart, and the data has cat, cow"):
+        read_supernet(file, SPACE, ("cat", "cow"))
+
+
+def test_every_damage_is_told(file: Path, tmp_path: Path):
+    whole = file.read_bytes()
+    for position in np.random.default_rng(0).integers(0, len(whole), 40):
+        broken = bytearray(whole)
+        broken[position] ^= 1 << int(position) % 8
+        file.write_bytes(broken)
+        with pytest.raises(HwnasError, match="supernet"):
+            read_supernet(file, SPACE, CLASSES)
+    for size in (0, 7, 200, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(HwnasError, match="is not a supernet"):
+            read_supernet(file, SPACE, CLASSES)
+    file.write_bytes(whole)
+    save_file(load_file(file), tmp_path / "foreign.safetensors")
+    with pytest.raises(HwnasError, match="is not a supernet: its format is 'None'"):
+        read_supernet(tmp_path / "foreign.safetensors", SPACE, CLASSES)
+
+
+def test_weights_that_sixteen_bit_cannot_hold_are_not_written(tmp_path: Path, supernet: Supernet):
+    graph, state = nnx.split(supernet, nnx.Param)
+    large = nnx.merge(graph, jax.tree.map(lambda leaf: leaf + 1e5, state))
+    with pytest.raises(HwnasError, match="finite numbers up to 65,504"):
+        write_supernet(tmp_path / "supernet.safetensors", large, {"classes": CLASSES})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_takes_a_supernet_from_a_file_and_trains_none(
+    hwnas: Callable[..., Answer], here: Home, found: dict[str, Any], tmp_path: Path
+):
+    (file,) = (here.folder / "runs").glob("supernet-*/supernet.safetensors")
+    facts = json.loads(hwnas("show", file, "--json").out)
+    assert facts["method"] == "single-path"
+    stages: list[str] = []
+    job = make_job(
+        here.space, "digits", listener=Listener(stages.append), runs=tmp_path / "runs", retrain_epochs=1,
+        supernet=str(file),
+    )  # fmt: skip
+    folder, result = find(job, Plan(1000, trials=4))
+    assert not [stage for stage in stages if stage.startswith("Training the supernet")]
+    theirs = {json.dumps(one["architecture"]): one["accuracy"] for one in found["scored"]}
+    ours = {json.dumps(one.architecture): one.accuracy for one in result.scored}
+    assert len(ours) == 4
+    for architecture in ours.keys() & theirs.keys():
+        assert ours[architecture] == pytest.approx(theirs[architecture], abs=0.05)
+    assert json.loads((folder / "run.json").read_text())["supernet"] == str(file.resolve())
+    answer = hwnas("search", "--budget-ms", 1, "--space", here.space, "--supernet", tmp_path / "none")
+    assert answer.status == 2
+    assert "There is no supernet at" in answer.err
