@@ -113,8 +113,8 @@ def run(name: str) -> Result:
         device=this_machine(),
         details={
             "report": " ".join(trust_words(report)),
-            "supernet": f"{SPACE} by {METHOD}, paths {PATHS or 'as usual'}, {SUPERNET_EPOCHS} epochs, batch {BATCH_SIZE}, "
-            f"rate {LEARNING_RATE:g}",
+            "supernet": f"{SPACE} by {METHOD}, paths {PATHS or 'as usual'}, {SUPERNET_EPOCHS} epochs, "
+            f"batch {BATCH_SIZE}, rate {LEARNING_RATE:g}",
             "images": f"{len(data.train)} training, {len(data.validation)} validation",
             "latency from the table of": f"{report.device} ({report.chip})",
             **{f"{number:2}. {row[0]}": ", ".join(row[1:]) for number, row in enumerate(trust_rows(report)[1:], 1)},

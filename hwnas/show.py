@@ -34,8 +34,8 @@ def facts_of(what: str) -> dict[str, Any]:
     if not path.exists():
         raise HwnasError(
             f"There is nothing called '{what}'. Show a run's folder or its architecture.json, a latency table (.json), "
-            f"a model (.onnx), a supernet (.safetensors), a space ({', '.join(shipped_spaces())}, or a .toml file), or a "
-            f"network such as {next(iter(REFERENCE))}."
+            f"a model (.onnx), a supernet (.safetensors), a space ({', '.join(shipped_spaces())}, or a .toml file), or "
+            f"a network such as {next(iter(REFERENCE))}."
         )
     if path.suffix == ".onnx":
         return model_facts(path)

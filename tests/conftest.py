@@ -133,3 +133,18 @@ def hwnas(here: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         return Answer(status, *capsys.readouterr())
 
     return command
+
+
+@pytest.fixture
+def quick_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are compiled without the passes that take long and change nothing but speed and rounding."""
+    import jax
+
+    from hwnas import training
+
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    monkeypatch.setattr(
+        training,
+        "compiled",
+        lambda function, donated=(): jax.jit(function, donate_argnums=donated, compiler_options=options),
+    )

@@ -57,13 +57,14 @@ def job() -> Job:
     return Job(SPACE, data, ("small", "bright"), batch_size=16, retrain_epochs=2)
 
 
-def test_accuracies_are_those_of_trainings_one_by_one(job: Job, tmp_path: Path):
+@pytest.mark.usefixtures("quick_compile")
+def test_accuracies_are_those_of_a_training_alone(job: Job, tmp_path: Path):
     rng = Random(0)
-    architectures = list({SPACE.sample(rng) for _ in range(4)})
+    architectures = list({SPACE.sample(rng) for _ in range(3)})
     together = accuracies_from_scratch(job, architectures, tmp_path, Form(control_flow=False))
-    alone = [retrained(job, lower(SPACE, one), tmp_path).validation_accuracy for one in architectures]
-    assert together == pytest.approx(alone, abs=0.015)  # three images that lie on the border
-    assert len(set(alone)) > 1
+    alone = retrained(job, lower(SPACE, architectures[1]), tmp_path).validation_accuracy
+    assert together[1] == pytest.approx(alone, abs=0.015)  # three images that lie on the border
+    assert len(set(together)) > 1
 
 
 def test_a_group_fills_the_memory_and_groups_are_even(job: Job, monkeypatch: pytest.MonkeyPatch):
