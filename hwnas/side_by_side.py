@@ -17,9 +17,9 @@ from hwnas.stages import Job, step_listener
 if TYPE_CHECKING:
     from hwnas.jax_layers import Form
 
-MEMORY_SHARE, BYTES_A_VALUE = 0.6, 2.0
-"""How much of an accelerator's memory the feature maps of all networks may take, and the bytes that training keeps for
-each value that a run reads or writes."""
+MEMORY_SHARE, BYTES_A_VALUE = 0.6, 0.6
+"""How much of an accelerator's memory the feature maps of all networks may take, and the bytes that training needs for
+each value that a run of the largest network reads or writes: 0.54 in `docs/measured/nvidia-h200-training.log`."""
 
 
 def helps() -> bool:

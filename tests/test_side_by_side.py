@@ -70,7 +70,7 @@ def test_accuracies_are_those_of_a_training_alone(job: Job, tmp_path: Path):
 def test_a_group_fills_the_memory_and_groups_are_even(job: Job, monkeypatch: pytest.MonkeyPatch):
     assert not side_by_side.helps()  # the tests run on a CPU
     assert at_a_time(job, 21) == 21
-    larger = replace(job, batch_size=16384)
+    larger = replace(job, batch_size=65536)
     assert at_a_time(larger, 21) in range(1, 21)
     monkeypatch.setattr(side_by_side, "MEMORY_SHARE", 1e-9)
     assert at_a_time(job, 21) == 1
