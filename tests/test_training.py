@@ -283,8 +283,9 @@ def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
 
-def test_each_path_takes_its_part_of_the_batch_and_the_gradients_are_averaged():
-    graph, weights = nnx.split(new_network(), nnx.Param)
+@pytest.mark.parametrize("form", [Form(), Form(control_flow=False)], ids=["in turn", "together"])
+def test_each_path_takes_its_part_of_the_batch_and_the_gradients_are_averaged(form: Form):
+    graph, weights = nnx.split(FixedNetwork(small_network(), rngs=nnx.Rngs(0), form=form), nnx.Param)
     weights = jax.tree.map(np.asarray, weights)
     black = np.zeros((8, 8, 8, 3), np.uint8)  # whose augmentation is black, too
     labels = np.array([0, 0, 0, 0, 0, 1, 1, 2], np.int32)
@@ -300,14 +301,13 @@ def test_each_path_takes_its_part_of_the_batch_and_the_gradients_are_averaged():
 
 
 @pytest.mark.usefixtures("quick_compile")
-@pytest.mark.parametrize("distils", [False, True])
-def test_paths_that_are_computed_together_give_the_gradients_of_paths_in_turn(distils: bool):
+def test_paths_that_are_computed_together_give_the_gradients_of_paths_in_turn_also_when_one_teaches():
     data = made_up_data()
     (batch,), rng, moments = data.train.batches(32, seed=0), Random(2), []
     codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
     for form in (Form(), Form(control_flow=False)):
         graph, state = start_state(Supernet(SPACE, rngs=nnx.Rngs(0), form=form), RECIPE)
-        step = training_step(graph, RECIPE, data, distils=distils)
+        step = training_step(graph, RECIPE, data, distils=True)
         _, found, losses = step(*state, jax.random.key(0), 0.1, *batch, codes)
         moments.append([losses, *jax.tree.leaves(found)])
     for in_turn, at_once in zip(*moments, strict=True):
