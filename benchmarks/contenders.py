@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from hwnas.data import DataSet, TestSplit, TrainSplit, ValidationSplit
+from hwnas.network import Network
+from hwnas.reference import shufflenet_v2
 from hwnas.space import SearchSpace
 from hwnas.space_toml import load_space
 
@@ -42,6 +44,11 @@ def noise_images() -> DataSet:
     return DataSet("noise", tuple("0123456789"), 32, *parts, flip=True)
 
 
+def network_1x() -> Network:
+    """ShuffleNet V2 1x for images of 32x32."""
+    return shufflenet_v2("1x", dialect="torchvision", input_size=32, classes=10, stem_stride=1, max_pool=False)
+
+
 def endless_batches(data: DataSet, batch_size: int) -> Iterator[Any]:
     while True:
         yield from data.train.batches(batch_size, seed=0)
@@ -57,7 +64,6 @@ def our_training(space: SearchSpace | None, batch_size: int) -> Work:
     from flax import nnx
 
     from hwnas.jax_network import FixedNetwork
-    from hwnas.reference import shufflenet_v2
     from hwnas.supernet import Supernet
     from hwnas.training import Recipe, prepare_process, start_state, training_step
 
@@ -65,8 +71,7 @@ def our_training(space: SearchSpace | None, batch_size: int) -> Work:
     data, recipe = noise_images(), Recipe(epochs=1, batch_size=batch_size)
     model: Any = None
     if space is None:
-        network = shufflenet_v2("1x", dialect="torchvision", input_size=32, classes=10, stem_stride=1, max_pool=False)
-        model = FixedNetwork(network, rngs=nnx.Rngs(0))
+        model = FixedNetwork(network_1x(), rngs=nnx.Rngs(0))
     else:
         model = Supernet(space, rngs=nnx.Rngs(0))
     graph, state = start_state(model, recipe)

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import noise_images
+from benchmarks.contenders import network_1x, noise_images, torch_images
 from benchmarks.result import Result
 from hwnas.network import Conv, Linear, Network, macs
-from hwnas.reference import shufflenet_v2
 from hwnas.space_toml import load_space
 
 SPACE, BATCH, PATHS, MANY, MANY_BATCH, SECONDS = "shufflenet-cifar", 512, 8, 20, 128, 2.0
@@ -37,11 +36,6 @@ class Case:
     name: str
     images: int
     take_step: Callable[[], Any]
-
-
-def network_1x() -> Network:
-    """ShuffleNet V2 1x for images of 32x32."""
-    return shufflenet_v2("1x", dialect="torchvision", input_size=32, classes=10, stem_stride=1, max_pool=False)
 
 
 def our_cases() -> dict[str, tuple[int, Callable[[], Any]]]:
@@ -173,7 +167,7 @@ def torch_rates() -> None:
 
     torch.backends.cudnn.benchmark = True
     space, rng = load_space(SPACE), Random(0)
-    images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8, device="cuda")
+    images = torch.randint(0, 256, (BATCH, 32, 32, 3), dtype=torch.uint8, device="cuda")
     labels = torch.randint(0, 10, (BATCH,), device="cuda")
 
     def training(model: Any, drawn: bool, compiled: str | None) -> Callable[[], float]:
@@ -184,9 +178,8 @@ def torch_rates() -> None:
         def take_step() -> float:
             path = (space.sample(rng),) if drawn else ()
             optimizer.zero_grad()
-            x = ((images.float() / 255 - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cuda", torch.bfloat16):
-                loss = functional.cross_entropy(forward(x, *path), labels, label_smoothing=0.1)
+                loss = functional.cross_entropy(forward(torch_images(images, True), *path), labels, label_smoothing=0.1)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()

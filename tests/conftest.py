@@ -40,6 +40,9 @@ width = [32]
 [head]
 channels = 32
 """
+QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Options of XLA's compiler for programs that a test runs a few times."""
+
 SHORT = ("--epochs", "1", "--retrain-epochs", "1", "--trials", "4")
 
 
@@ -142,9 +145,8 @@ def quick_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from hwnas import training
 
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     monkeypatch.setattr(
         training,
         "compiled",
-        lambda function, donated=(): jax.jit(function, donate_argnums=donated, compiler_options=options),
+        lambda function, donated=(): jax.jit(function, donate_argnums=donated, compiler_options=QUICK_COMPILE),
     )

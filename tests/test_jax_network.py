@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import QUICK_COMPILE
 from flax import nnx
 from numpy_network import run_in_numpy
 
@@ -30,7 +31,6 @@ from hwnas.network import (
 from hwnas.onnx_model import random_weights, to_onnx
 from hwnas.reference import mobilenet_v2, resnet50, shufflenet_v1, shufflenet_v2
 
-QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TOLERANCE = 1e-4
 
 

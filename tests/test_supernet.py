@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import QUICK_COMPILE
 from flax import nnx
 from numpy_network import run_in_numpy
 
@@ -69,7 +70,6 @@ channels = 8
 
 SPACES = {space.name: space for space in (SMALL, PLAIN, load_space("shufflenet-tiny"))}
 
-QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TOLERANCE = 1e-5
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import Answer, Home
+from conftest import TINY, Answer, Home
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -20,27 +20,7 @@ from hwnas.stages import Listener, make_job
 from hwnas.supernet import Supernet
 from hwnas.supernet_file import read_supernet, write_supernet
 
-SPACE = parse_space("""
-name = "small"
-input_size = 8
-classes = 2
-[stem]
-channels = 8
-stride = 1
-max_pool = false
-[unit]
-split_ratio = ["1/2"]
-kernel = [3]
-squeeze_excite = [false]
-residual = [false]
-groups = [1]
-extra_depthwise = [false]
-[[stage]]
-depth = [1]
-width = [16]
-[head]
-channels = 8
-""")
+SPACE = parse_space(TINY)
 CLASSES = ("cat", "dog")
 
 
@@ -68,7 +48,7 @@ def test_weights_come_back_in_sixteen_bit(file: Path, supernet: Supernet):
 
 
 def test_another_space_and_other_classes_are_refused(file: Path):
-    with pytest.raises(HwnasError, match="differs from this small"):
+    with pytest.raises(HwnasError, match="differs from this tiny"):
         read_supernet(file, replace(SPACE, head_channels=16), CLASSES)
     with pytest.raises(HwnasError, match="tells the classes cat, dog apart, and the data has cat, cow"):
         read_supernet(file, SPACE, ("cat", "cow"))
