@@ -2,7 +2,7 @@
 
 Feature maps are `[N, H, W, C]`. What is fastest differs by device, and a `Form` says which way a network goes. XLA on
 CPU runs a depthwise convolution written as `feature_group_count = C` many times slower than the same thing as shifted
-multiply-adds, and so does a GPU, 1.7 to 2.3 times (docs/gpu.md). There branches wait for the host, and bfloat16 halves
+multiply-adds. On a GPU matrix products are faster still (docs/gpu.md), branches wait for the host, and bfloat16 halves
 the bytes.
 """
 
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from hwnas.dense_depthwise import PLACES, dense_depthwise
 
 Array = jax.Array
 
@@ -202,7 +204,7 @@ def depthwise(
     """A depthwise convolution by the centre of `kernel`, `sides[choice]` wide, padded by half of that.
 
     With control flow every side is compiled once and only the chosen one runs. Without, the widest one runs, by a
-    kernel whose rim is zero.
+    kernel whose rim is zero, as matrix products.
 
     Args:
         x: `[N, H, W, C]`; H and W divide by the stride.
@@ -212,10 +214,18 @@ def depthwise(
         stride: 1 or 2.
         form: how it is computed.
     """
-    if not form.control_flow and len(sides) > 1:
-        kernel = jnp.where(_inside(kernel.shape[0], jnp.array(sides)[choice]), kernel, 0)
-        choice, sides = jnp.int32(0), (max(sides),)
+    if not form.control_flow:
+        return depthwise_maps(x.transpose(3, 0, 1, 2), kernel, choice, sides, stride).transpose(1, 2, 3, 0)
     return _depthwise(sides, stride, x, kernel, choice)
+
+
+def depthwise_maps(x: Array, kernel: Array, choice: Array, sides: tuple[int, ...], stride: int = 1) -> Array:
+    """`depthwise` without control flow, of feature maps `[C, N, H, W]`."""
+    widest = max(sides)
+    kernel = jnp.where(_inside(widest, jnp.array(sides)[choice]), _centre(kernel, widest), 0)
+    if x.shape[2] * x.shape[3] <= PLACES:
+        return dense_depthwise(stride, x, kernel)
+    return _depthwise((widest,), stride, x.transpose(1, 2, 3, 0), kernel, jnp.int32(0)).transpose(3, 0, 1, 2)
 
 
 def _inside(width: int, side: Array) -> Array:

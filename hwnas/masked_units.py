@@ -1,27 +1,26 @@
-"""Units of a supernet at full width, with zeros where an architecture has no channels: the form for accelerators."""
+"""Units of a supernet at full width, with zeros where an architecture has no channels: the form for accelerators.
+
+Feature maps are `[slots, N, H, W]`.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from hwnas.jax_layers import Array, Form, batch_norm, depthwise, fixed_norm, product
+from hwnas.jax_layers import Array, depthwise_maps
+from hwnas.row_layers import norm, spread
 from hwnas.space import SearchSpace
 from hwnas.unit_places import Choice, Layout, Run, affine, below, joined, taken
 
 
-def norm(x: Array, pair: tuple[Array, Array], given: tuple[Array, Array] | None):
-    """Batch norm by the given statistics or the batch's own; returns them too."""
-    if given is not None:
-        return fixed_norm(x, *pair, *given), given
-    y, mean, variance = batch_norm(x, *pair)
-    return y, (lax.stop_gradient(mean), lax.stop_gradient(variance))
+def product(kernel: Array, x: Array) -> Array:
+    """A pointwise convolution `[in, out]` of x `[in, N, H, W]`."""
+    return jnp.einsum("io,inhw->onhw", kernel.astype(x.dtype), x)
 
 
 def _main_branch(
     space: SearchSpace,
-    form: Form,
     weights: dict[str, Array],
     x: Array,
     choice: Choice,
@@ -42,9 +41,9 @@ def _main_branch(
     used: dict[str, Any] = {}
     unchanged = x
     if "extra_dw.kernel" in weights:
-        y = depthwise(x, weights["extra_dw.kernel"], jnp.int32(0), (3,), 1, form)
+        y = depthwise_maps(x, weights["extra_dw.kernel"], jnp.int32(0), (3,))
         y, mean_and_variance = norm(y, affine(weights, "extra_dw_bn", source[0] >= 0), given.get("extra_dw_bn"))
-        nothing = jnp.zeros(x.shape[-1])
+        nothing = jnp.zeros(x.shape[0])
         without = x, given.get("extra_dw_bn", (nothing, nothing))
         x, used["extra_dw_bn"] = taken(choice.extra_depthwise, (y, mean_and_variance), without)
     # between the pointwise convolutions the channels are counted as they are after the shuffle of the groups
@@ -53,19 +52,19 @@ def _main_branch(
     unshuffled = (shuffled % choice.groups) * (choice.main // choice.groups) + shuffled // choice.groups
     unshuffled = jnp.where(shuffled >= 0, unshuffled, -1)
     kernel = jnp.where(joined(*source, unshuffled, choice.main, choice.groups), weights["pw1.kernel"], 0)
-    y, used["pw1_bn"] = norm(product(x, kernel, form), affine(weights, "pw1_bn", shuffled >= 0), given.get("pw1_bn"))
+    y, used["pw1_bn"] = norm(product(kernel, x), affine(weights, "pw1_bn", shuffled >= 0), given.get("pw1_bn"))
     y, side = jax.nn.relu(y), None
     if stride == 1:
-        y = depthwise(y, weights["dw.kernel"], choice.kernel_index, space.choices["kernel"], 1, form)
+        y = depthwise_maps(y, weights["dw.kernel"], choice.kernel_index, space.choices["kernel"])
     else:  # both branches in one call: it is compiled for each kernel, which takes long
         kernel = jnp.concatenate([weights["dw.kernel"], weights["side_dw.kernel"]], axis=2)
-        both = depthwise(
-            jnp.concatenate([y, unchanged], axis=3), kernel, choice.kernel_index, space.choices["kernel"], 2, form
+        both = depthwise_maps(
+            jnp.concatenate([y, unchanged]), kernel, choice.kernel_index, space.choices["kernel"], 2
         )
-        y, side = both[..., :middle], both[..., middle:]
+        y, side = both[:middle], both[middle:]
     y, used["dw_bn"] = norm(y, affine(weights, "dw_bn", shuffled >= 0), given.get("dw_bn"))
     kernel = jnp.where(joined(shuffled, choice.main, target, choice.main, choice.groups), weights["pw2.kernel"], 0)
-    return product(y, kernel, form), side, used
+    return product(kernel, y), side, used
 
 
 def _squeeze_excite(weights: dict[str, Array], x: Array, choice: Choice, branch: Array) -> Array:
@@ -73,16 +72,15 @@ def _squeeze_excite(weights: dict[str, Array], x: Array, choice: Choice, branch:
     if "se_reduce.kernel" not in weights:
         return x
     hidden = jnp.maximum(1, choice.main // 4)
-    mean = jnp.where(branch >= 0, x.mean((1, 2), dtype=jnp.float32), 0)
+    mean = jnp.where(branch >= 0, x.mean((2, 3), dtype=jnp.float32).T, 0)
     squeezed = jax.nn.relu(mean @ weights["se_reduce.kernel"] + weights["se_reduce.bias"])
     squeezed = jnp.where(jnp.arange(squeezed.shape[1]) < hidden, squeezed, 0)
     gate = jax.nn.sigmoid(squeezed @ weights["se_expand.kernel"] + weights["se_expand.bias"])
-    return jnp.where(choice.squeeze_excite, (x * gate[:, None, None, :]).astype(x.dtype), x)
+    return jnp.where(choice.squeeze_excite, (x * gate.T[..., None, None]).astype(x.dtype), x)
 
 
 def stride_1_unit(
     space: SearchSpace,
-    form: Form,
     weights: dict[str, Array],
     x: Array,
     layout: Layout,
@@ -91,17 +89,16 @@ def stride_1_unit(
 ) -> Run:
     """A unit that keeps the size of the feature map; `unit_places.later_units` loops over those of a stage."""
     branch = layout.last(choice.main)
-    y, _, used = _main_branch(space, form, weights, x, choice, (branch, choice.main), branch, 1, given)
+    y, _, used = _main_branch(space, weights, x, choice, (branch, choice.main), branch, 1, given)
     y, used["pw2_bn"] = norm(y, affine(weights, "pw2_bn", branch >= 0), given.get("pw2_bn"))
     y = jnp.where(choice.residual, y, jax.nn.relu(y))
     y = _squeeze_excite(weights, y, choice, branch)
     y = jnp.where(choice.residual, jax.nn.relu(y + x), y)
-    return jnp.where(branch >= 0, y, x), layout.shuffled(), used
+    return jnp.where(spread(branch) >= 0, y, x), layout.shuffled(), used
 
 
 def stride_2_unit(
     space: SearchSpace,
-    form: Form,
     slots: int,
     weights: dict[str, Array],
     x: Array,
@@ -114,13 +111,13 @@ def stride_2_unit(
     side_width, index = choice.width - choice.main, jnp.arange(slots)
     side_branch = below(side_width, slots)
     branch = jnp.where((index >= side_width) & (index < choice.width), index - side_width, -1)
-    y, side, used = _main_branch(space, form, weights, x, choice, (layout.channel, layout.width), branch, 2, given)
+    y, side, used = _main_branch(space, weights, x, choice, (layout.channel, layout.width), branch, 2, given)
     assert side is not None
 
     pair = affine(weights, "side_dw_bn", layout.channel >= 0)
     side, used["side_dw_bn"] = norm(side, pair, given.get("side_dw_bn"))
     kernel = joined(layout.channel, layout.width, side_branch, side_width, choice.groups)
-    y = y + product(side, jnp.where(kernel, weights["side_pw.kernel"], 0), form)
+    y = y + product(jnp.where(kernel, weights["side_pw.kernel"], 0), side)
 
     # each slot belongs to one branch, so that one batch norm does for both
     pairs = zip(affine(weights, "pw2_bn", branch >= 0), affine(weights, "side_pw_bn", side_branch >= 0), strict=True)
@@ -128,4 +125,4 @@ def stride_2_unit(
     y, used["concat_bn"] = norm(y, (scale, offset), given.get("concat_bn"))
     y = jax.nn.relu(y)
     gated = _squeeze_excite(weights, y, choice, branch)
-    return jnp.where(branch >= 0, gated, y), Layout.plain(choice.width, slots).shuffled(), used
+    return jnp.where(spread(branch) >= 0, gated, y), Layout.plain(choice.width, slots).shuffled(), used

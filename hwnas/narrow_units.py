@@ -16,9 +16,8 @@ from hwnas.jax_layers import Array
 from hwnas.row_layers import (
     Sizes,
     depthwise_rows,
-    fixed_norm_rows,
     inverse_of,
-    norm_rows,
+    norm,
     over_blocks,
     product_rows,
     take_rows,
@@ -46,14 +45,6 @@ def size_index(count: Array, whole: int) -> Array:
 
 def _part(whole: int, t: int) -> int:
     return -(-whole * t // SIZES)
-
-
-def norm(x: Array, pair: tuple[Array, Array], given: tuple[Array, Array] | None):
-    """Batch norm by the given statistics or the batch's own; returns them too."""
-    if given is not None:
-        return fixed_norm_rows(x, *pair, *given), given
-    y, mean, variance = norm_rows(x, *pair)
-    return y, (lax.stop_gradient(mean), lax.stop_gradient(variance))
 
 
 # ---- functions of a block of channels ------------------------------------------------------------------------------

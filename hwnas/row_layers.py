@@ -1,4 +1,5 @@
-"""Layers for a CPU on feature maps `[C, H, W, N]`: work on as many channels as there are, known only when they run.
+"""Layers on feature maps that are stacks of channels. Most are for a CPU: `[C, H, W, N]`, and as many channels as there are,
+known only when they run.
 
 A feature map is a stack of channels, and a channel one contiguous piece of memory. So the first channels of a map, or
 any choice of them, are as quick to get at as the whole; and a loop over blocks of channels, whose number is a value of
@@ -65,12 +66,12 @@ def _norm_rows(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Arr
 
 
 def _normalised(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array, Array]:
-    count = x[0].size
-    mean = row_sum(x) / count
-    centred = x - spread(mean)
+    count, wide = x[0].size, x.astype(jnp.float32)
+    mean = row_sum(wide) / count
+    centred = wide - spread(mean)
     variance = row_sum(centred * centred) / count
     inverse = lax.rsqrt(variance + EPSILON)
-    return centred * spread(inverse * scale) + spread(offset), mean, variance, inverse
+    return (centred * spread(inverse * scale) + spread(offset)).astype(x.dtype), mean, variance, inverse
 
 
 def _norm_forward(x, scale, offset):
@@ -80,11 +81,11 @@ def _norm_forward(x, scale, offset):
 
 def _norm_backward(saved, cotangents):
     x, scale, mean, inverse = saved
-    g, count = cotangents[0], x[0].size
-    normal = (x - spread(mean)) * spread(inverse)
+    g, count = cotangents[0].astype(jnp.float32), x[0].size
+    normal = (x.astype(jnp.float32) - spread(mean)) * spread(inverse)
     g_offset, g_scale = row_sum(g), row_sum(g * normal)
     g_x = (g - spread(g_offset / count) - normal * spread(g_scale / count)) * spread(inverse * scale)
-    return g_x, g_scale, g_offset
+    return g_x.astype(x.dtype), g_scale, g_offset
 
 
 _norm_rows.defvjp(_norm_forward, _norm_backward)
@@ -93,7 +94,15 @@ _norm_rows.defvjp(_norm_forward, _norm_backward)
 def fixed_norm_rows(x: Array, scale: Array, offset: Array, mean: Array, variance: Array) -> Array:
     """Batch norm by given statistics."""
     factor = lax.rsqrt(variance + EPSILON) * scale
-    return x * spread(factor) + spread(offset - mean * factor)
+    return (x * spread(factor) + spread(offset - mean * factor)).astype(x.dtype)
+
+
+def norm(x: Array, pair: tuple[Array, Array], given: tuple[Array, Array] | None):
+    """Batch norm of scale and offset by the given statistics or the batch's own; returns them too."""
+    if given is not None:
+        return fixed_norm_rows(x, *pair, *given), given
+    y, mean, variance = norm_rows(x, *pair)
+    return y, (lax.stop_gradient(mean), lax.stop_gradient(variance))
 
 
 # ---- depthwise convolution ---------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ import numpy as np
 from flax import nnx
 
 from hwnas import masked_units, narrow_units
-from hwnas.jax_layers import Array, Form, convolution, he_normal, native_form, pool, product
+from hwnas.jax_layers import Array, Form, convolution, he_normal, native_form, pool
 from hwnas.network import shuffle_order, weight_shapes
-from hwnas.row_layers import product_rows
+from hwnas.row_layers import norm, product_rows
 from hwnas.space import CHOICES, Architecture, SearchSpace, lower
 from hwnas.unit_places import Choice, Layout, affine, later_units
 
@@ -81,12 +81,12 @@ class Supernet(nnx.Module):
         code = jnp.asarray(code, jnp.int32)
         x = images.astype(form.dtype)
         x = convolution(x, self.stem["conv.kernel"][...], stride=space.stem_stride, padding=1, form=form)
-        x, used["stem"] = masked_units.norm(x, affine(_values(self.stem), "conv_bn"), given.get("stem"))
+        x, used["stem"] = norm(x.transpose(3, 1, 2, 0), affine(_values(self.stem), "conv_bn"), given.get("stem"))
         x = jax.nn.relu(x)
         if space.max_pool:
-            x = pool(x, "max", 3, 2, 1)
-        if form.control_flow:
-            x = x.transpose(3, 1, 2, 0)
+            x = pool(x.transpose(3, 1, 2, 0), "max", 3, 2, 1).transpose(3, 1, 2, 0)
+        if not form.control_flow:
+            x = x.transpose(0, 3, 1, 2)
         layout = Layout.plain(jnp.int32(space.stem_channels), space.stem_channels)
         position = 0
         for number, (stage, weights) in enumerate(zip(space.stages, self.stages, strict=True), 2):
@@ -101,13 +101,13 @@ class Supernet(nnx.Module):
             x, layout, used[first] = (
                 narrow_units.stride_2_unit(space, slots, *inputs)
                 if form.control_flow
-                else masked_units.stride_2_unit(space, form, slots, *inputs)
+                else masked_units.stride_2_unit(space, slots, *inputs)
             )
             if max(stage.depth) > 1:
                 unit = (
                     partial(narrow_units.stride_1_unit, space)
                     if form.control_flow
-                    else partial(masked_units.stride_1_unit, space, form)
+                    else partial(masked_units.stride_1_unit, space)
                 )
                 inputs = _values(weights["later"]), x, layout, depth, width_index, units, given.get(later)
                 x, layout, used[later] = later_units(space, form, stage.width, unit, *inputs)
@@ -117,12 +117,11 @@ class Supernet(nnx.Module):
             sizes = narrow_units.sizes_of(x.shape[0], space.head_channels, all_outputs=True)
             index = narrow_units.size_index(layout.width, x.shape[0])
             x = product_rows(sizes, weights["conv.kernel"], x, index)
-            x, used["head"] = narrow_units.norm(x, pair, given.get("head"))
-            x = jax.nn.relu(x).mean((1, 2)).T
+            places = (1, 2)
         else:
-            x = product(x, weights["conv.kernel"], form)
-            x, used["head"] = masked_units.norm(x, pair, given.get("head"))
-            x = jax.nn.relu(x).mean((1, 2), dtype=jnp.float32)
+            x, places = masked_units.product(weights["conv.kernel"], x), (2, 3)
+        x, used["head"] = norm(x, pair, given.get("head"))
+        x = jax.nn.relu(x).mean(places, dtype=jnp.float32).T
         return x @ weights["linear.kernel"] + weights["linear.bias"], used
 
 

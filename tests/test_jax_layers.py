@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from hwnas.jax_layers import batch_norm, channel_sum, convolution, depthwise, fixed_norm, he_normal, pool
+from hwnas.jax_layers import Form, batch_norm, channel_sum, convolution, depthwise, fixed_norm, he_normal, pool
 
 SIDES = (3, 5, 7)
 
@@ -35,21 +35,27 @@ def xla_convolution(x, kernel, stride: int, padding: int, groups: int) -> jax.Ar
 # ---- depthwise ---------------------------------------------------------------------------------------------------
 
 
+FORMS = {"with control flow": Form(), "without": Form(control_flow=False)}
+
+
 @cache
-def depthwise_and_gradients(stride: int):
+def depthwise_and_gradients(stride: int, form: Form):
     """Compiled once for each stride and shape: the kernel's side is an argument."""
 
     @jax.jit
     def run(x, kernel, choice, g):
-        y, back = jax.vjp(lambda x, kernel: depthwise(x, kernel, choice, SIDES, stride), x, kernel)
+        y, back = jax.vjp(lambda x, kernel: depthwise(x, kernel, choice, SIDES, stride, form), x, kernel)
         return y, *back(g)
 
     return run
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize(("stride", "height", "width"), [(1, 5, 6), (2, 6, 8), (2, 2, 4)])
-def test_a_depthwise_convolution_and_both_gradients_equal_xlas(side: int, stride: int, height: int, width: int):
+@pytest.mark.parametrize(("stride", "height", "width"), [(1, 5, 6), (2, 6, 8), (2, 2, 4), (1, 12, 16), (2, 24, 32)])
+def test_a_depthwise_convolution_and_both_gradients_equal_xlas(
+    form: Form, side: int, stride: int, height: int, width: int
+):
     x, kernel = normal(1, 2, height, width, 6), normal(2, 7, 7, 6)
     g = normal(3, 2, height // stride, width // stride, 6)
     margin = (7 - side) // 2
@@ -60,14 +66,15 @@ def test_a_depthwise_convolution_and_both_gradients_equal_xlas(side: int, stride
 
     y, back = jax.vjp(plain, x, kernel)
     for found, expected in zip(
-        depthwise_and_gradients(stride)(x, kernel, SIDES.index(side), g), (y, *back(g)), strict=True
+        depthwise_and_gradients(stride, form)(x, kernel, SIDES.index(side), g), (y, *back(g)), strict=True
     ):
         close(found, expected)
 
 
-def test_the_rim_of_a_kernel_that_a_smaller_side_does_not_use_gets_exactly_zero_gradient():
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_rim_of_a_kernel_that_a_smaller_side_does_not_use_gets_exactly_zero_gradient(form: Form):
     x, kernel, g = normal(1, 2, 6, 8, 6), normal(2, 7, 7, 6), normal(3, 2, 3, 4, 6)
-    gradient = np.array(depthwise_and_gradients(2)(x, kernel, 0, g)[2])
+    gradient = np.array(depthwise_and_gradients(2, form)(x, kernel, 0, g)[2])
     assert (gradient[2:5, 2:5] != 0).all()
     gradient[2:5, 2:5] = 0
     assert (gradient == 0).all()
