@@ -32,6 +32,7 @@ from hwnas.cli_options import (
     Space,
     SupernetFile,
     Threads,
+    WithinMs,
 )
 from hwnas.errors import HwnasError
 from hwnas.terminal import print_facts, print_json, print_rows, reported
@@ -81,6 +82,7 @@ def search(
     supernet: SupernetFile = None,
     method: Method = DEFAULT_METHOD,
     paths: Paths = None,
+    within_ms: WithinMs = None,
     epochs: Epochs = 10,
     retrain_epochs: RetrainEpochs = 5,
     batch_size: BatchSize = 16,
@@ -104,8 +106,8 @@ def search(
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
         job = make_job(
             space, data, listener=listener, device=device, threads=threads, batch=batch, precision=precision, seed=seed,
-            runs=runs, supernet=supernet, method=method, paths=paths, learning_rate=learning_rate, force=force,
-            **settings,
+            runs=runs, supernet=supernet, method=method, paths=paths, within_ms=within_ms, learning_rate=learning_rate,
+            force=force, **settings,
         )  # fmt: skip
         folder, result = find(job, plan, run)
     if as_json:

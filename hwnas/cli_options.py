@@ -28,6 +28,10 @@ Paths = Annotated[
     int | None,
     typer.Option("--paths", min=1, help="Architectures a step of the supernet trains; by default the method's."),
 ]
+WithinMs = Annotated[
+    float | None,
+    typer.Option("--within-ms", help="The supernet trains only architectures of at most so many ms (upper estimate)."),
+]
 SupernetFile = Annotated[
     str | None,
     typer.Option("--supernet", help="A trained one, the supernet.safetensors of hwnas train: none is trained."),

@@ -22,6 +22,7 @@ from hwnas.cli_options import (
     Seed,
     Space,
     Threads,
+    WithinMs,
 )
 from hwnas.terminal import print_facts, reported
 
@@ -31,6 +32,8 @@ def train(
     data: Data = DEFAULT_DATA,
     method: Method = DEFAULT_METHOD,
     paths: Paths = None,
+    within_ms: WithinMs = None,
+    device: DeviceName = "cpu",
     epochs: Epochs = 10,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
@@ -43,8 +46,8 @@ def train(
 
     with reported(as_json) as listener:
         job = make_job(
-            space, data, listener=listener, method=method, paths=paths, epochs=epochs, batch_size=batch_size,
-            learning_rate=learning_rate, runs=runs, seed=seed,
+            space, data, listener=listener, method=method, paths=paths, within_ms=within_ms, device=device,
+            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, runs=runs, seed=seed,
         )  # fmt: skip
         folder, model = trained_supernet(job)
         facts = {"supernet": str(folder), **supernet_facts(job, model)}

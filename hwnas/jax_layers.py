@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hwnas.dense_depthwise import PLACES, dense_depthwise
+from hwnas.dense_depthwise import dense_depthwise
 
 Array = jax.Array
 
@@ -223,9 +223,7 @@ def depthwise_maps(x: Array, kernel: Array, choice: Array, sides: tuple[int, ...
     """`depthwise` without control flow, of feature maps `[C, N, H, W]`."""
     widest = max(sides)
     kernel = jnp.where(_inside(widest, jnp.array(sides)[choice]), _centre(kernel, widest), 0)
-    if x.shape[2] * x.shape[3] <= PLACES:
-        return dense_depthwise(stride, x, kernel)
-    return _depthwise((widest,), stride, x.transpose(1, 2, 3, 0), kernel, jnp.int32(0)).transpose(3, 0, 1, 2)
+    return dense_depthwise(stride, x, kernel)
 
 
 def _inside(width: int, side: Array) -> Array:

@@ -58,9 +58,7 @@ def _main_branch(
         y = depthwise_maps(y, weights["dw.kernel"], choice.kernel_index, space.choices["kernel"])
     else:  # both branches in one call: it is compiled for each kernel, which takes long
         kernel = jnp.concatenate([weights["dw.kernel"], weights["side_dw.kernel"]], axis=2)
-        both = depthwise_maps(
-            jnp.concatenate([y, unchanged]), kernel, choice.kernel_index, space.choices["kernel"], 2
-        )
+        both = depthwise_maps(jnp.concatenate([y, unchanged]), kernel, choice.kernel_index, space.choices["kernel"], 2)
         y, side = both[:middle], both[middle:]
     y, used["dw_bn"] = norm(y, affine(weights, "dw_bn", shuffled >= 0), given.get("dw_bn"))
     kernel = jnp.where(joined(shuffled, choice.main, target, choice.main, choice.groups), weights["pw2.kernel"], 0)

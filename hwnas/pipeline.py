@@ -112,7 +112,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         limits = limits_of(job, table, digest, plan.memory_mb, plan.size_mb)
         check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device, weights, limits)
         with timed(seconds, "supernet"):
-            _, supernet = trained_supernet(job)
+            _, supernet = trained_supernet(job, table)
         if not (folder / "run.json").exists():  # a finished run stays whole until the new one is
             save_settings(folder, job, plan=asdict(plan), table=str(path))
         with timed(seconds, "search"):

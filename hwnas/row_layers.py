@@ -1,5 +1,6 @@
-"""Layers on feature maps that are stacks of channels. Most are for a CPU: `[C, H, W, N]`, and as many channels as there are,
-known only when they run.
+"""Layers on feature maps that are stacks of channels: batch norm for any, `[C, ...]`, and the layers of a CPU.
+
+These are on `[C, H, W, N]`, and work on as many channels as there are, known only when they run.
 
 A feature map is a stack of channels, and a channel one contiguous piece of memory. So the first channels of a map, or
 any choice of them, are as quick to get at as the whole; and a loop over blocks of channels, whose number is a value of

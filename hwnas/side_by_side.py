@@ -66,14 +66,15 @@ def accuracies_from_scratch(
     codes = [job.space.encode(architecture) for architecture in architectures]
     digits = hashlib.sha256(repr((job.space.digest, codes, recipe, job.seed)).encode()).hexdigest()[:8]
     job.listener.stage(f"Training {len(codes)} networks side by side from new weights, {recipe.epochs} epochs")
-    models = train_many(
-        [start(architecture) for architecture in architectures],
-        codes,
-        job.data,
-        recipe,
-        folder / "checkpoints" / digits,
-        seed=job.seed,
-        on_step=step_listener(job),
-    )
+    with step_listener(job, folder / "events" / digits) as on_step:
+        models = train_many(
+            [start(architecture) for architecture in architectures],
+            codes,
+            job.data,
+            recipe,
+            folder / "checkpoints" / digits,
+            seed=job.seed,
+            on_step=on_step,
+        )
     scorer = Scorer(models[0], job.data, calibration_images=1024)
     return [scorer.of(model).accuracy(job.data.validation, code) for model, code in zip(models, codes, strict=True)]

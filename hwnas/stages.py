@@ -9,15 +9,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import HwnasError
+from hwnas.event_log import EventLog
 from hwnas.latency import LatencyTable, Measurement, Prediction, load_table, table_path
 from hwnas.memory import MEGABYTE
-from hwnas.methods import check_paths, method
+from hwnas.methods import Draw, check_paths, method
 from hwnas.network import Network
 from hwnas.runs import Proof, Requirement, Timing, write_bytes, write_text
 from hwnas.space import Architecture, SearchSpace
@@ -64,6 +66,7 @@ class Job:
         batch_size, learning_rate: of both trainings.
         method: how the supernet is trained, one of `methods.METHODS`.
         paths: architectures that a step of it trains; without it as many as the method does by default.
+        within_ms: only architectures whose upper latency estimate keeps this are drawn for it; without it all are.
         supernet: a file of a trained one (`supernet_file.py`), in place of training.
         force: takes a latency table that failed its own check.
         listener: is told what happens.
@@ -85,6 +88,7 @@ class Job:
     learning_rate: float = 0.05
     method: str = "single-path"
     paths: int | None = None
+    within_ms: float | None = None
     supernet: str | None = None
     force: bool = False
     listener: Listener = Listener()
@@ -92,6 +96,8 @@ class Job:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise HwnasError(f"The learning rate is a number above 0, such as 0.05. It is {self.learning_rate}.")
+        if self.within_ms is not None and not (math.isfinite(self.within_ms) and self.within_ms > 0):
+            raise HwnasError(f"--within-ms is a number of milliseconds above 0. It is {self.within_ms}.")
         check_paths(method(self.method), self.paths)
 
 
@@ -136,6 +142,7 @@ SETTINGS = (
     "learning_rate",
     "method",
     "paths",
+    "within_ms",
     "supernet",
 )
 """The fields of a job that a run's folder remembers."""
@@ -225,9 +232,24 @@ def measured_table(job: Job) -> tuple[Path, LatencyTable]:
 def supernet_folder(job: Job, recipe: "Recipe") -> Path:
     """The folder of a supernet, whose name tells space, data, and, in eight digits, everything else that made it."""
     how = _file_digest(job.supernet) if job.supernet else [asdict(recipe), job.method, job.paths, job.seed]
-    facts = json.dumps([job.space.digest, job.data.fingerprint, how])
+    facts = json.dumps([job.space.digest, job.data.fingerprint, how, *_limit_of(job)])
     digits = hashlib.sha256(facts.encode()).hexdigest()[:8]
     return job.runs / f"supernet-{job.space.name}-{file_name(job.data.name)}-{digits}"
+
+
+def _limit_of(job: Job) -> list[Any]:
+    """What decides which architectures are drawn for the supernet, if not all are."""
+    return [] if job.within_ms is None else [job.within_ms, job.device, job.threads, job.batch, job.precision]
+
+
+def draw_within(job: Job, table: LatencyTable | None) -> Draw | None:
+    """Draws from the architectures within the job's limit, each as likely as another; `None` if it has no limit."""
+    if job.within_ms is None:
+        return None
+    from hwnas.feasible import feasible
+    from hwnas.lookup import array_predictor
+
+    return feasible(job.space, array_predictor(table or measured_table(job)[1], job.space), job.within_ms).draw
 
 
 def _file_digest(path: str) -> str:
@@ -244,8 +266,11 @@ def supernet_recipe(job: Job) -> "Recipe":
     return Recipe(job.epochs, job.batch_size, job.learning_rate)
 
 
-def trained_supernet(job: Job) -> tuple[Path, "Supernet"]:
-    """The supernet of a job, read from its file if it has one, else trained if it is not yet."""
+def trained_supernet(job: Job, table: LatencyTable | None = None) -> tuple[Path, "Supernet"]:
+    """The supernet of a job, read from its file if it has one, else trained if it is not yet.
+
+    `table` is that of the job's device, for a job with `within_ms`; without it `measured_table` is asked.
+    """
     from flax import nnx
 
     from hwnas.supernet import Supernet
@@ -256,24 +281,27 @@ def trained_supernet(job: Job) -> tuple[Path, "Supernet"]:
     folder = supernet_folder(job, recipe)
     if job.supernet:
         return folder, read_supernet(Path(job.supernet), job.space, job.data.classes)
+    paths = how.sampler(job.space, draw_within(job, table), job.seed, check_paths(how, job.paths))
+    limit = "" if job.within_ms is None else f" within {job.within_ms:g} ms"
     job.listener.stage(
-        f"Training the supernet of {job.space.name} on {job.data.name} by {how.name}, {recipe.epochs} epochs"
+        f"Training the supernet of {job.space.name}{limit} on {job.data.name} by {how.name}, {recipe.epochs} epochs"
     )
     facts = {"space": job.space.name, "data": job.data.name, "data_fingerprint": job.data.fingerprint}
     facts |= {"recipe": asdict(recipe), "seed": job.seed, "method": how.name, "source": how.source}
-    facts["paths"] = check_paths(how, job.paths)
+    facts |= {"paths": check_paths(how, job.paths), "within_ms": job.within_ms}
     write_text(folder / "supernet.json", json.dumps(facts | {"settings": settings_of(job)}, indent=1))
-    model = train(
-        Supernet(job.space, rngs=nnx.Rngs(job.seed)),
-        job.data,
-        recipe,
-        folder / "checkpoints",
-        paths=how.sampler(job.space, None, job.seed, facts["paths"]),
-        distils=how.distils,
-        watched=watched(job),
-        seed=job.seed,
-        on_step=step_listener(job),
-    )
+    with step_listener(job, folder / "events") as on_step:
+        model = train(
+            Supernet(job.space, rngs=nnx.Rngs(job.seed)),
+            job.data,
+            recipe,
+            folder / "checkpoints",
+            paths=paths,
+            distils=how.distils,
+            watched=watched(job),
+            seed=job.seed,
+            on_step=on_step,
+        )
     kept = folder / "supernet.safetensors"
     if not kept.exists():
         write_supernet(kept, model, facts | {"classes": job.data.classes, "mean": job.data.mean, "std": job.data.std})
@@ -304,15 +332,24 @@ def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
 
 
-def step_listener(job: Job) -> Callable[["Progress"], None]:
-    """Tells a job's listener of every step of a training."""
+@contextmanager
+def step_listener(job: Job, events: Path) -> Iterator[Callable[["Progress"], None]]:
+    """Tells a job's listener of every step of a training, and writes it to a folder that TensorBoard reads."""
+    opened, log = ExitStack(), None
 
     def on_step(progress: "Progress") -> None:
+        nonlocal log
+        log = log or opened.enter_context(EventLog(events, progress.step))
+        values = {"loss": progress.loss, "learning rate": progress.learning_rate}
+        values |= {"images a second": progress.images_per_second} if progress.images_per_second else {}
+        accuracies = progress.accuracies if progress.scored else {}
+        log.scalars(progress.step, values | {f"accuracy/{name}": value for name, value in accuracies.items()})
         words = f"loss {progress.loss:.3f}, {progress.images_per_second:.0f} images/s"
         words += "".join(f", {name} {accuracy:.1%}" for name, accuracy in progress.accuracies.items())
         job.listener.progress(progress.step, progress.steps, words)
 
-    return on_step
+    with opened:
+        yield on_step
 
 
 def timing_of(measurement: Measurement) -> Timing:
@@ -358,14 +395,15 @@ def retrained(
     how = "from inherited weights" if inherited else "from new weights"
     job.listener.stage(f"Training {network.name} {how}, {recipe.epochs} epochs")
     digits = hashlib.sha256(repr((network.units, recipe, bool(inherited), job.seed)).encode()).hexdigest()[:8]
-    model = train(
-        FixedNetwork(network, rngs=nnx.Rngs(job.seed), weights=slice_weights(*inherited) if inherited else None),
-        job.data,
-        recipe,
-        folder / "checkpoints" / digits,
-        seed=job.seed,
-        on_step=step_listener(job),
-    )
+    with step_listener(job, folder / "events" / digits) as on_step:
+        model = train(
+            FixedNetwork(network, rngs=nnx.Rngs(job.seed), weights=slice_weights(*inherited) if inherited else None),
+            job.data,
+            recipe,
+            folder / "checkpoints" / digits,
+            seed=job.seed,
+            on_step=on_step,
+        )
     return _scored(job, network, model, f"checkpoints/{digits}")
 
 

@@ -193,7 +193,7 @@ def judge(job: Job, table: LatencyTable, question: Question) -> tuple[Path, Trus
 
     sum_ms = spread(candidates(job.space, table.unit_ms(job.space), random.Random(job.seed)), question.architectures)
     chosen = [job.space.decode(code) for code in sum_ms]
-    supernet_path, supernet = trained_supernet(job)
+    supernet_path, supernet = trained_supernet(job, table)
     report_folder = job.runs / f"trust-{supernet_path.name.removeprefix('supernet-')}"
     job = replace(
         job,

@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from hwnas.runs import Requirement, load_result
 from hwnas.show import facts_of
 from hwnas.single import retrain_architecture
 from hwnas.space_toml import load_space
-from hwnas.stages import Job, Listener, load_settings, make_job
+from hwnas.stages import Job, Listener, draw_within, load_settings, make_job
 
 
 def tiny_job(home: Home, runs: Path, listener: Listener | None = None, **settings: Any) -> Job:
@@ -89,6 +90,20 @@ def test_the_table_of_the_run_covers_the_space_and_its_digest_is_in_the_proof(ho
     for architecture in (space.smallest, space.largest):
         assert table.predict(hwnas.lower(space, architecture)).upper_ms > 0
     assert table.digest == found["proof"]["table_sha256"]
+
+
+def test_the_events_of_a_training_tell_every_step(found: dict[str, Any]):
+    accumulators = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"
+    )
+    (folder,) = found["run"].parent.glob("supernet-*/events")
+    events = accumulators.EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    steps = [event.step for event in events.Scalars("loss")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(events.Scalars("learning rate")) == len(steps) > 10
+    assert len(events.Scalars("images a second")) == len(steps) - 1  # the first step compiles
+    assert [event.step for event in events.Scalars("accuracy/smallest")][-1] == len(steps)
 
 
 # ---- again -------------------------------------------------------------------------------------------------------
@@ -242,6 +257,26 @@ def test_limits_on_memory_and_size_are_kept_and_the_proof_says_so(here: Home, fo
     assert folder == run_folder(job, plan) != run_folder(job, Plan(1000, trials=4))
 
 
+def test_a_supernet_within_a_limit_trains_only_what_keeps_it(here: Home, found: dict[str, Any], tmp_path: Path):
+    table = load_table(here.table)
+    job = tiny_job(here, tmp_path)
+    predict = table.predictor(job.space)
+    within_ms = (predict(job.space.smallest).upper_ms + predict(job.space.largest).upper_ms) / 2
+    stages: list[str] = []
+    job = replace(job, within_ms=within_ms, listener=Listener(stage=stages.append))
+    draw, rng = draw_within(job, table), Random(0)
+    assert draw is not None
+    everything = {job.space.sample(rng) for _ in range(1000)}
+    assert len(everything) == job.space.size
+    kept = {architecture for architecture in everything if predict(architecture).upper_ms <= within_ms}
+    assert 0 < len(kept) < len(everything)
+    assert {job.space.decode(draw(rng)) for _ in range(500)} == kept
+    folder, _ = hwnas.trained_supernet(job, table)
+    assert f"tiny within {within_ms:g} ms on digits" in stages[0]
+    assert json.loads((folder / "supernet.json").read_text())["within_ms"] == within_ms
+    assert folder.name not in [path.name for path in found["run"].parent.iterdir()]
+
+
 def test_limits_that_cannot_be_are_refused_before_anything_is_trained(
     here: Home, found: dict[str, Any], tmp_path: Path
 ):
@@ -276,6 +311,17 @@ def test_a_learning_rate_that_diverges_is_said_with_what_to_do(here: Home, found
     for rate in (0.0, -1.0, float("nan")):
         with pytest.raises(HwnasError, match=f"The learning rate is a number above 0, such as 0.05. It is {rate}"):
             replace(tiny_job(here, tmp_path), learning_rate=rate)
+
+
+def test_a_limit_of_the_supernet_that_cannot_be_is_refused(here: Home, found: dict[str, Any], tmp_path: Path):
+    with pytest.raises(HwnasError, match=r"--within-ms is a number of milliseconds above 0\. It is -1"):
+        tiny_job(here, tmp_path, within_ms=-1.0)
+    table = load_table(here.table)
+    with pytest.raises(HwnasError, match=r"No architecture of tiny is within 0\.0001 ms .*Raise the budget"):
+        hwnas.trained_supernet(tiny_job(here, tmp_path, within_ms=0.0001), table)
+    with pytest.raises(HwnasError, match="Fair sampling takes every value equally often"):
+        hwnas.trained_supernet(tiny_job(here, tmp_path, within_ms=1000.0, method="fair"), table)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- from Python -------------------------------------------------------------------------------------------------
