@@ -124,7 +124,8 @@ def array_predictor(table: LatencyTable, space: SearchSpace) -> ArrayPredictor:
             for width in stage.width
         ]
         steps = _steps(space, 2), _steps(space, 1)
-        stages.append(StageCosts(np.array(stage.depth), *steps, np.array(first_costs), np.array(later_costs)))
+        later_array = np.array(later_costs, np.float64).reshape(len(stage.width), -1, 2)  # also if there are none
+        stages.append(StageCosts(np.array(stage.depth), *steps, np.array(first_costs), later_array))
         inputs = stage.width
     return ArrayPredictor(
         np.array(space.radices),

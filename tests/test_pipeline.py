@@ -103,7 +103,7 @@ def test_the_events_of_a_training_tell_every_step(found: dict[str, Any]):
     assert steps == list(range(1, len(steps) + 1))
     assert len(events.Scalars("learning rate")) == len(steps) > 10
     assert len(events.Scalars("images a second")) == len(steps) - 1  # the first step compiles
-    assert [event.step for event in events.Scalars("accuracy/smallest")][-1] == len(steps)
+    assert all(0 <= event.value <= 1 for event in events.Scalars("accuracy/smallest"))
 
 
 # ---- again -------------------------------------------------------------------------------------------------------
