@@ -82,18 +82,20 @@ def our_training(space: SearchSpace | None, batch_size: int) -> Work:
         nonlocal state, number
         number += 1
         paths = np.array(codes, np.int32) if codes else np.zeros((1, 0), np.int32)
-        *state, losses = step(*state, jax.random.fold_in(key, number), jnp.float32(0.01), *next(batches), paths)
+        batch = next(batches).divided(len(paths))
+        *state, losses = step(*state, jax.random.fold_in(key, number), jnp.float32(0.01), *batch, paths)
         return float(losses.mean())
 
     return work
 
 
 def our_scoring(space: SearchSpace | None, batch_size: int) -> Work:
-    """`hwnas.training.Scorer` on a supernet with new weights."""
+    """`hwnas.scoring.Scorer` on a supernet with new weights."""
     from flax import nnx
 
+    from hwnas.scoring import Scorer
     from hwnas.supernet import Supernet
-    from hwnas.training import Scorer, prepare_process
+    from hwnas.training import prepare_process
 
     assert space is not None
     prepare_process(Path(tempfile.mkdtemp(prefix="hwnas-compiled-")))

@@ -59,7 +59,7 @@ def our_cases() -> dict[str, tuple[int, Callable[[], Any]]]:
             step, codes = training_step_of_many(graph, recipe, data), codes[:, None]
         else:
             step, codes = training_step(graph, recipe, data), codes if paths else np.zeros((1, 0), np.int32)
-        images, labels = next(data.train.batches(batch, seed=0))
+        images, labels = next(data.train.batches(batch, seed=0)).divided(max(paths, 1))
         rest = jax.random.key(0), jnp.float32(0.01), images, labels, codes
 
         def compiled() -> Callable[[], Any]:

@@ -19,10 +19,10 @@ from hwnas.guideline_profiling import measure_guidelines
 from hwnas.latency import LatencyTable, Prediction
 from hwnas.network import Network, macs
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.scoring import Scorer
 from hwnas.search import Scored, search
 from hwnas.space import Architecture, lower
 from hwnas.stages import Job, latency_table, make_job, trained_supernet
-from hwnas.training import Scorer
 
 FOLDER = Path("runs/benchmark-searches")
 TRIALS, SEEDS = 24, 3

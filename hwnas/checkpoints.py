@@ -35,7 +35,8 @@ def save_checkpoint(folder: Path, step: int, tree: Any, *, keep: int = 2) -> Pat
         for old in folder.glob("unfinished-*"):
             shutil.rmtree(old, ignore_errors=True)
         with _orbax_silenced():
-            _checkpointer().save(unfinished.absolute() / "arrays", _filled(_named_leaves(tree)))
+            arrays = _filled(_named_leaves(jax.tree.map(np.asarray, tree)))
+            _checkpointer().save(unfinished.absolute() / "arrays", arrays)
         (unfinished / SUMS).write_bytes(_sums(_digests(unfinished)))
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
@@ -146,4 +147,8 @@ def _orbax_silenced() -> Iterator[None]:
 def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    own = jax.process_index()  # other processes do not take part, and are not waited for
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process {own}"
+    )
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)

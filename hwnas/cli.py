@@ -5,13 +5,14 @@ import gc
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from hwnas import cli_training, cli_trust
+from hwnas import cli_training, cli_trust, processes
 from hwnas.cli_options import (
     DEFAULT_DATA,
     DEFAULT_METHOD,
@@ -26,6 +27,7 @@ from hwnas.cli_options import (
     Method,
     Paths,
     Precision,
+    Processes,
     RetrainEpochs,
     Runs,
     Seed,
@@ -90,6 +92,7 @@ def search(
     force: Annotated[bool, typer.Option("--force", help="Take a latency table that failed its own check.")] = False,
     run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
     runs: Runs = Path("runs"),
+    processes: Processes = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -97,11 +100,12 @@ def search(
 
     Latency table and supernet are made first if they are missing. Run again, it goes on where it stopped.
     """
+    from hwnas.following import gathered
     from hwnas.pipeline import Plan, find
     from hwnas.report import outcome
     from hwnas.stages import make_job
 
-    with reported(as_json) as listener:
+    with gathered(processes), reported(as_json) as listener:
         plan = Plan(budget_ms, trials, sampler, storage, from_scratch, baselines, guidelines, memory_mb, size_mb)
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
         job = make_job(
@@ -332,6 +336,17 @@ def main() -> None:
     """Runs the command line; a user's mistake is one message and exit status 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA complains in the terminal when a compilation is slow
     _heed_interrupts()
+    try:
+        _run()
+    except BaseException as end:
+        if processes.joined():
+            if not isinstance(end, SystemExit):
+                traceback.print_exception(end)
+            processes.end_at_once(end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 1)
+        raise
+
+
+def _run() -> None:
     try:
         app()
     except HwnasError as error:

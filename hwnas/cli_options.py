@@ -37,6 +37,13 @@ SupernetFile = Annotated[
     typer.Option("--supernet", help="A trained one, the supernet.safetensors of hwnas train: none is trained."),
 ]
 LearningRate = Annotated[float, typer.Option("--learning-rate", help="The highest one of the schedule.")]
+Processes = Annotated[
+    str | None,
+    typer.Option(
+        "--processes",
+        help="Several processes work together: auto (Slurm, Open MPI), or THIS/ALL@HOST:PORT, as 0/2@node1:9876.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
 DEFAULT_SPACE, DEFAULT_DATA, DEFAULT_METHOD = "shufflenet-tiny", "digits", "single-path"

@@ -18,6 +18,7 @@ from hwnas.cli_options import (
     LearningRate,
     Method,
     Paths,
+    Processes,
     Runs,
     Seed,
     Space,
@@ -38,13 +39,15 @@ def train(
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
     runs: Runs = Path("runs"),
+    processes: Processes = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Trains the supernet alone; a search with the same settings then finds it ready."""
+    from hwnas.following import gathered
     from hwnas.stages import make_job, supernet_facts, trained_supernet
 
-    with reported(as_json) as listener:
+    with gathered(processes), reported(as_json) as listener:
         job = make_job(
             space, data, listener=listener, method=method, paths=paths, within_ms=within_ms, device=device,
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, runs=runs, seed=seed,
@@ -67,14 +70,16 @@ def retrain(
     threads: Threads = 1,
     batch: BatchImages = 1,
     run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
+    processes: Processes = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Trains one architecture from new weights; `hwnas export` makes the model of it."""
+    from hwnas.following import gathered
     from hwnas.single import retrain_architecture
     from hwnas.stages import make_job
 
-    with reported(as_json) as listener:
+    with gathered(processes), reported(as_json) as listener:
         folder, facts = retrain_architecture(
             architecture, run, space,
             lambda name: make_job(

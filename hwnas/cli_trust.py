@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hwnas.cli_options import Json
+from hwnas.cli_options import Json, Processes
 from hwnas.terminal import print_json, print_rows, reported
 
 
@@ -30,6 +30,7 @@ def trust(
         float | None, typer.Option("--learning-rate", help="Of each training from scratch; by default the supernet's.")
     ] = None,
     table: Annotated[Path | None, typer.Option("--table", help="The latency table, if not that of the run.")] = None,
+    processes: Processes = None,
     as_json: Json = False,
 ) -> None:
     """Trains architectures from scratch and tells how well the supernet ranks them.
@@ -37,12 +38,13 @@ def trust(
     Kendall tau of inherited accuracy and accuracy from scratch, and the same for what our search and a random search
     find on the supernet. Run again, it goes on where it stopped.
     """
+    from hwnas.following import gathered
     from hwnas.runs import write_text
     from hwnas.trust import Question
     from hwnas.trust import trust as judge
     from hwnas.trust_report import trust_facts, trust_picture, trust_rows, trust_words
 
-    with reported(as_json) as listener:
+    with gathered(processes), reported(as_json) as listener:
         question = Question(architectures, epochs, seeds, budget_ms, trials, batch_size, learning_rate)
         path, report = judge(folder, question, table_file=table, listener=listener)
     write_text(path / "trust.svg", trust_picture(report) + "\n")

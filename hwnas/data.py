@@ -8,8 +8,9 @@ the `DataSet`; an exported model takes the same.
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,10 @@ class Batch(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
+
+    def divided(self, paths: int) -> "Batch":
+        """Each path's part: images `[P, N, H, W, 3]` and labels `[P, N]`."""
+        return Batch(*(x.reshape(paths, -1, *x.shape[1:]) for x in self))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,11 +77,20 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, batch_size: int, *, seed: int | None, epoch: int = 0, start_batch: int = 0) -> Iterator[Batch]:
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None,
+        epoch: int = 0,
+        start_batch: int = 0,
+        places: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
         """One epoch, from batch `start_batch` on; what comes is fixed by `seed` and `epoch` alone, streamed or not.
 
         Without a seed the images come in order and the last batch may be short. With a seed they come shuffled, anew
-        in each epoch, and a last batch that would be short is left out, so that all have one shape.
+        in each epoch, and a last batch that would be short is left out, so that all have one shape. With `places`, of
+        each shuffled batch only the images there are read.
 
         Raises:
             HwnasError: a shuffled split smaller than one batch, or, when streamed, a file that is broken.
@@ -91,6 +105,8 @@ class Split:
             order = np.random.default_rng((seed, epoch)).permutation(order)
             order = order[: len(self) // batch_size * batch_size]
         order = order[start_batch * batch_size :]
+        if places is not None:
+            order, batch_size = order.reshape(-1, batch_size)[:, places].ravel(), len(places)
         if isinstance(self.images, StreamedImages):
             return _streamed_batches(self.images, self.labels, order, batch_size)
         return _memory_batches(self.images, self.labels, order, batch_size)
@@ -299,36 +315,39 @@ def augment(
 
     Args:
         key: of `jax.random`; it fixes what comes.
-        images: uint8 `[B, H, W, 3]`.
+        images: uint8 `[..., H, W, 3]`; what comes of each follows from its place in the order of all.
         flip: static; a data set's.
         mean, std: as for `normalize`.
 
     Returns:
-        float32 `[B, H, W, 3]`.
+        float32 `[..., H, W, 3]`.
     """
     import jax
     import jax.numpy as jnp
 
-    batch, height, width, _ = images.shape
-    shift_key, flip_key = jax.random.split(key)
+    *axes, height, width, _ = images.shape
+    batch, (shift_key, flip_key) = math.prod(axes), jax.random.split(key)
     reach_y, reach_x = max(1, height // 8), max(1, width // 8)
-    padded = jnp.pad(images, ((0, 0), (reach_y, reach_y), (reach_x, reach_x), (0, 0)))
+    padded = jnp.pad(images, (*[(0, 0)] * len(axes), (reach_y, reach_y), (reach_x, reach_x), (0, 0)))
     shifts = jax.random.randint(shift_key, (batch, 2), 0, jnp.array([2 * reach_y + 1, 2 * reach_x + 1]))
 
     def crop(image: jax.Array, shift: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (shift[0], shift[1], 0), (height, width, 3))
 
-    cropped = jax.vmap(crop)(padded, shifts)
+    crops = crop
+    for _ in axes:
+        crops = jax.vmap(crops)
+    cropped = crops(padded, shifts.reshape(*axes, 2))
     if flip:
-        mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
-        cropped = jnp.where(mirrored, cropped[:, :, ::-1], cropped)
+        mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1)).reshape(*axes, 1, 1, 1)
+        cropped = jnp.where(mirrored, cropped[..., ::-1, :], cropped)
     return normalize(cropped, mean, std)
 
 
 def normalize(
     images: "jax.Array | np.ndarray", mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
 ) -> "jax.Array":
-    """Bytes as the network takes them: `(images / 255 - mean) / std`, float32 `[B, H, W, 3]`; pure, to be jitted."""
+    """Bytes as the network takes them: `(images / 255 - mean) / std`, float32 `[..., H, W, 3]`; pure, to be jitted."""
     import jax.numpy as jnp
 
     return (jnp.asarray(images, jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)

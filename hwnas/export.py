@@ -16,7 +16,7 @@ from hwnas.latency import Measurement
 from hwnas.network import Network
 from hwnas.onnx_model import to_onnx
 from hwnas.quantization import activation_ranges
-from hwnas.training import Scorer
+from hwnas.scoring import Scorer
 
 PROOF_IMAGES = 1024
 """Real images on which the model and JAX are compared; training images, so that the test split stays unread."""

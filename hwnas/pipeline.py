@@ -190,10 +190,10 @@ def searched(
     Returns:
         The study, every candidate that was measured, and the corrected table.
     """
+    from hwnas.scoring import SharedScorer
     from hwnas.search import search
-    from hwnas.training import Scorer
 
-    scorer = Scorer(supernet, job.data)
+    score = SharedScorer(supernet, job.data)
     measured: list[Candidate] = []
     attempt = 0
     while True:
@@ -202,7 +202,7 @@ def searched(
         job.listener.stage(f"Scoring {trials} architectures within {plan.budget_ms:g} ms")
         result = search(
             job.space,
-            lambda architecture: scorer.accuracy(job.data.validation, job.space.encode(architecture)),
+            lambda architecture: score(job.space.encode(architecture)),
             table.predictor(job.space),
             budget_ms=plan.budget_ms,
             device=job.device,

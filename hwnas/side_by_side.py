@@ -54,8 +54,9 @@ def accuracies_from_scratch(
     from flax import nnx
 
     from hwnas.jax_network import FixedNetwork
+    from hwnas.scoring import Scorer
     from hwnas.supernet import Supernet, with_weights
-    from hwnas.training import Recipe, Scorer, train_many
+    from hwnas.training import Recipe, train_many
 
     def start(architecture: Architecture) -> Supernet:
         network = FixedNetwork(lower(job.space, architecture), rngs=nnx.Rngs(job.seed), form=form)

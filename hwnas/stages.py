@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwnas import processes
 from hwnas.errors import HwnasError
 from hwnas.event_log import EventLog
 from hwnas.latency import LatencyTable, Measurement, Prediction, load_table, table_path
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from hwnas.devices import Device
     from hwnas.evolution import Limit
     from hwnas.jax_network import FixedNetwork
+    from hwnas.scoring import Scorer
     from hwnas.supernet import Supernet
-    from hwnas.training import Progress, Recipe, Scorer
+    from hwnas.training import Progress, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ def tables_folder() -> Path:
 def make_job(space_source: str, data_source: str, **settings: Any) -> Job:
     """A job on a space and a data source; the space's classifier gets the classes of the data.
 
+    Other processes that work with this one make the same job before it returns.
+
     Args:
         space_source: a space's name or TOML file.
         data_source: whatever `data.load_data` takes.
@@ -124,7 +128,12 @@ def make_job(space_source: str, data_source: str, **settings: Any) -> Job:
     space = load_space(space_source)
     data = load_data(data_source, image_size=space.input_size, seed=settings.get("seed", 0))
     space = replace(space, classes=len(data.classes))
-    return Job(space, data, sources=(space_source, data_source), **settings)
+    job = Job(space, data, sources=(space_source, data_source), **settings)
+    if processes.count() > 1 and processes.leads():
+        facts = {"space_digest": space.digest, "data_fingerprint": data.fingerprint}
+        processes.order("work on", settings=settings_of(replace(job, supernet=None)), **facts)
+        processes.answers()
+    return job
 
 
 RANGE_IMAGES = 64
@@ -319,7 +328,7 @@ def watched(job: Job) -> dict[str, tuple[int, ...]]:
 
 def supernet_facts(job: Job, model: "Supernet") -> dict[str, Any]:
     """Accuracy of the watched architectures of a trained supernet on the validation split."""
-    from hwnas.training import Scorer
+    from hwnas.scoring import Scorer
 
     scorer = Scorer(model, job.data)
     return {
@@ -423,7 +432,7 @@ def restored(job: Job, network: Network, folder: Path, checkpoints: str) -> Trai
 
 
 def _scored(job: Job, network: Network, model: "FixedNetwork", checkpoints: str) -> Trained:
-    from hwnas.training import Scorer
+    from hwnas.scoring import Scorer
 
     scorer = Scorer(model, job.data, calibration_images=1024)
     accuracy = scorer.accuracy(job.data.validation)

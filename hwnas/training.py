@@ -1,4 +1,4 @@
-"""One training loop, for the supernet and for a single network, and the scoring of what it trained.
+"""One training loop, for the supernet and for a single network.
 
 Batch norms carry no running averages. In training each batch is normalised by itself; before anything is scored, the
 statistics of just that architecture are estimated anew and exactly, over a fixed set of training images.
@@ -9,9 +9,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,14 +20,17 @@ import numpy as np
 import optax
 from flax import nnx
 
+from hwnas import processes
 from hwnas.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from hwnas.data import DataSet, Split, augment, normalize, stratified_subset
+from hwnas.data import DataSet, augment
 from hwnas.errors import HwnasError
 from hwnas.jax_layers import compiled
 from hwnas.jax_network import FixedNetwork
 from hwnas.methods import PathSampler, without_choice
-from hwnas.spread import spread_of
-from hwnas.supernet import Statistics, Supernet
+from hwnas.network_json import to_json
+from hwnas.scoring import Scorer, run
+from hwnas.spread import Spread, spread_of
+from hwnas.supernet import Supernet
 
 Model = TypeVar("Model", Supernet, FixedNetwork)
 
@@ -38,6 +40,7 @@ SCORING_SHARE = 0.03
 """Of the time of training, what the scoring of the watched architectures may take."""
 DIVERGED, DIVERGED_STEPS = 3.0, 50
 """Training has diverged when the mean loss of so many steps is so many times that of a guess, `log(classes)`."""
+ONE_DEVICE = Spread()
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's `mallopt`."""
 
@@ -109,13 +112,6 @@ def prepare_process(folder: Path) -> None:
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-def run(model: Supernet | FixedNetwork, images: Any, code: Any, statistics: Statistics | None = None) -> Any:
-    """Calls either kind of network; a single one has no use for the code."""
-    if isinstance(model, Supernet):
-        return model(images, code, statistics)
-    return model(images, statistics)
-
-
 def train(
     model: Model,
     data: DataSet,
@@ -159,22 +155,32 @@ def train(
             f"does not divide. Give a --batch-size that is a multiple of {count}."
         )
     graph, state = start_state(model, recipe)
-    shared = spread_of(recipe.batch_size if distils else recipe.batch_size // count)
+    parts = 1 if distils else count
+    shared = spread_of(recipe.batch_size // parts)
+    _order("train", model, recipe, folder, seed, paths=paths(0).shape, distils=distils)
     return nnx.merge(
         graph,
         _weights_after(
-            training_step(graph, recipe, data, distils=distils),
-            shared.everywhere(state),
+            training_step(graph, recipe, data, distils=distils, shared=shared),
+            state,
             data,
             recipe,
             folder,
             paths,
             seed,
             on_step,
+            shared,
+            parts,
             images=recipe.batch_size * (count if distils else 1),
             score=_Watch(graph, data, watched or {}),
         ),
     )
+
+
+def _order(do: str, model: Supernet | FixedNetwork, recipe: Recipe, folder: Path, seed: int, **further: Any) -> None:
+    """Has the other processes train along; `following.py` reads it."""
+    network = to_json(model.network) if isinstance(model, FixedNetwork) else None
+    processes.order(do, network=network, recipe=asdict(recipe), folder=str(folder), seed=seed, **further)
 
 
 def train_many(
@@ -198,10 +204,11 @@ def train_many(
     """
     starts = [start_state(model, recipe) for model in models]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in starts))
-    graph, each = starts[0][0], np.array(codes, np.int32)[:, None]
+    graph, each, shared = starts[0][0], np.array(codes, np.int32)[:, None], spread_of(recipe.batch_size)
+    _order("train many", models[0], recipe, folder, seed, codes=each[:, 0].tolist())
     weights = _weights_after(
-        training_step_of_many(graph, recipe, data), state, data, recipe, folder, lambda step: each, seed, on_step,
-        images=recipe.batch_size * len(models), score=_Watch(graph, data, {}),
+        training_step_of_many(graph, recipe, data, shared=shared), state, data, recipe, folder, lambda step: each, seed,
+        on_step, shared, 1, images=recipe.batch_size * len(models), score=_Watch(graph, data, {}),
     )  # fmt: skip
     return [nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], weights)) for i in range(len(models))]
 
@@ -215,40 +222,55 @@ def _weights_after(
     paths: PathSampler,
     seed: int,
     on_step: Callable[[Progress], None],
+    shared: Spread,
+    parts: int,
     *,
     images: int,
     score: "_Watch",
 ) -> Any:
-    """The weights after all steps, from the newest checkpoint on; `images` enter the networks in a step."""
+    """The weights after all steps, from the newest checkpoint on.
+
+    Of several processes the leading one alone knows the checkpoints, listens and scores.
+
+    Args:
+        shared: the devices that share each of the `parts` of a batch.
+        images: how many enter the networks in a step.
+    """
     per_epoch = len(data.train) // recipe.batch_size
     step, steps = 0, recipe.epochs * per_epoch
-    if found := newest_checkpoint(folder):
-        step, stored = found[0], load_checkpoint(found[1], state)
-        state = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), stored, state)
+    if processes.leads() and (found := newest_checkpoint(folder)):
+        step, state = found[0], load_checkpoint(found[1], state)
+    state, step = shared.of_leader(state), int(shared.of_leader(np.int32(step)))
     if step >= steps:
-        return state[0]
+        return shared.alone(state[0])
     rate, key = _learning_rate(recipe, steps), jax.random.key(seed)
     guard, pace = _Guard(recipe, folder, math.log(len(data.classes))), _Pace(step, steps, images)
     saved, saving_s = time.monotonic(), 0.0
+    own = shared.share(recipe.batch_size // parts)
+    places = [part * recipe.batch_size // parts + place for part in range(parts) for place in own]
     for epoch in range(step // per_epoch, recipe.epochs):
         begin = step - epoch * per_epoch
-        for batch in data.train.batches(recipe.batch_size, seed=seed, epoch=epoch, start_batch=begin):
+        for batch in data.train.batches(recipe.batch_size, seed=seed, epoch=epoch, start_batch=begin, places=places):
             codes, rate_now = paths(step), rate(step)
-            *state, losses = take_step(*state, jax.random.fold_in(key, step), rate_now, *batch, codes)
-            losses, step = np.asarray(losses).ravel(), step + 1
+            divided, told = map(shared.images, batch.divided(parts)), shared.told(codes)
+            with processes.together():
+                *state, losses = take_step(*state, jax.random.fold_in(key, step), rate_now, *divided, told)
+                losses, step = np.asarray(losses).ravel(), step + 1
             guard.check(step, losses, codes)
+            if not processes.leads():
+                continue
             since = time.monotonic() - saved
             due = step == steps or since > CHECKPOINT_SECONDS * max(1.0, saving_s / QUICK_SAVE_S)
-            scored = due and score(state[0])
+            scored = due and score(shared.alone(state[0]))
             loss, (images_per_second, seconds_left) = float(losses.mean()), pace.after(step, score.seconds)
             on_step(Progress(step, steps, loss, rate_now, images_per_second, seconds_left, score.accuracies, scored))
             if due:  # what is told of a step is told before it counts as done
-                begun = time.monotonic()
-                guard.check_weights(step, state, codes)
-                save_checkpoint(folder, step, tuple(state))
+                begun, kept = time.monotonic(), shared.alone(tuple(state))
+                guard.check_weights(step, kept, codes)
+                save_checkpoint(folder, step, kept)
                 saved = time.monotonic()
                 saving_s = saved - begun
-    return state[0]
+    return shared.alone(state[0])
 
 
 def start_state(model: Model, recipe: Recipe) -> tuple[Any, Any]:
@@ -336,7 +358,8 @@ class _Guard:
             raise self._error(step, f"step {step} made a weight that is no finite number", last)
 
     def _error(self, step: int, what: str, code: np.ndarray) -> HwnasError:
-        trained = f", in which it trained the architecture [{' '.join(map(str, code))}]" if len(code) else ""
+        known = len(code) and processes.leads()
+        trained = f", in which it trained the architecture [{' '.join(map(str, code))}]" if known else ""
         found = newest_checkpoint(self.folder)
         kept = f"The last good checkpoint is {found[1]}" if found else "There is no checkpoint yet"
         return HwnasError(
@@ -367,28 +390,38 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def training_step(graph: Any, recipe: Recipe, data: DataSet, *, distils: bool = False) -> Any:
+def training_step(
+    graph: Any, recipe: Recipe, data: DataSet, *, distils: bool = False, shared: Spread = ONE_DEVICE
+) -> Any:
     """The compiled step `(weights, moments, key, rate, images, labels, codes) -> (weights, moments, losses [P])`.
 
-    The gradients of the P paths are averaged. Each trains on its own part of the batch; with `distils` each trains on
-    all of it, the first by the labels and the others by what the first predicts. It compiles once: the codes are an
-    array. Where the network has control flow, paths are looped over, and parts small enough for the cache make a step
-    on a CPU far quicker; where it has none, they are computed together, since the parts would not fill an accelerator.
+    The gradients of the P paths are averaged. Each trains on its own part of the batch, images `[P, N, H, W, 3]` and
+    labels `[P, N]`; with `distils` each trains on all of it, `[1, N, ...]`, the first by the labels and the others by
+    what the first predicts. It compiles once: the codes are an array. Where the network has control flow, paths are
+    looped over, and parts small enough for the cache make a step on a CPU far quicker; where it has none, they are
+    computed together, since the parts would not fill an accelerator. Images and codes are those that `shared.images`
+    and `shared.told` made.
     """
-    return compiled(_step(graph, recipe, data, distils), donated=(0, 1))
+    return _compiled(_step(graph, recipe, data, distils, shared), shared)
 
 
-def training_step_of_many(graph: Any, recipe: Recipe, data: DataSet) -> Any:
+def training_step_of_many(graph: Any, recipe: Recipe, data: DataSet, *, shared: Spread = ONE_DEVICE) -> Any:
     """The compiled step of N networks that learn side by side from the same images, each by its own weights.
 
     As `training_step` without `distils`, but weights and moments have a leading axis of N, the codes are
     `[N, P, places]` and the losses `[N, P]`.
     """
-    step = jax.vmap(_step(graph, recipe, data, False), (0, 0, None, None, None, None, 0))
-    return compiled(step, donated=(0, 1))
+    return _compiled(jax.vmap(_step(graph, recipe, data, False, shared), (0, 0, None, None, None, None, 0)), shared)
 
 
-def _step(graph: Any, recipe: Recipe, data: DataSet, distils: bool) -> Callable[..., Any]:
+def _compiled(step: Callable[..., Any], shared: Spread) -> Any:
+    def on_all_devices(weights, moments, key, rate, images, labels, codes):
+        return shared.same(step(weights, moments, key, rate, images, labels, shared.heard(codes)))
+
+    return compiled(on_all_devices, donated=(0, 1))
+
+
+def _step(graph: Any, recipe: Recipe, data: DataSet, distils: bool, shared: Spread) -> Callable[..., Any]:
     optimizer = _optimizer(recipe)
 
     def loss(weights, images, targets, code):
@@ -396,11 +429,6 @@ def _step(graph: Any, recipe: Recipe, data: DataSet, distils: bool) -> Callable[
         return optax.softmax_cross_entropy(logits, targets).mean(), logits
 
     gradient_of = jax.value_and_grad(loss, has_aux=True)
-
-    def divided(images, targets, paths):
-        """Each path's part of the batch."""
-        parts = images.reshape(paths, -1, *images.shape[1:]), targets.reshape(paths, -1, targets.shape[1])
-        return map(spread_of(parts[0].shape[1]).path_images, parts)
 
     def in_turn(weights, images, targets, codes):
         """Gradients, summed over the paths, and losses; one path after the other."""
@@ -415,33 +443,29 @@ def _step(graph: Any, recipe: Recipe, data: DataSet, distils: bool) -> Callable[
 
         def whole_batch(carry, path):
             index, code = path
-            total, value, logits = one_path(carry[0], images, carry[1], code)
+            total, value, logits = one_path(carry[0], images[0], carry[1], code)
             return (total, jnp.where(index == 0, jax.nn.softmax(logits), carry[1])), value
 
         if not distils:
-            return jax.lax.scan(part_of_batch, nothing, (*divided(images, targets, len(codes)), codes))
-        (gradient, _), losses = jax.lax.scan(whole_batch, (nothing, targets), (jnp.arange(len(codes)), codes))
+            return jax.lax.scan(part_of_batch, nothing, (images, targets, codes))
+        (gradient, _), losses = jax.lax.scan(whole_batch, (nothing, targets[0]), (jnp.arange(len(codes)), codes))
         return gradient, losses
 
     def at_once(weights, images, targets, codes):
         """The same; all paths side by side, but for the one that teaches the others."""
         if not distils:
-            (losses, _), gradients = jax.vmap(gradient_of, (None, 0, 0, 0))(
-                weights, *divided(images, targets, len(codes)), codes
-            )
+            (losses, _), gradients = jax.vmap(gradient_of, (None, 0, 0, 0))(weights, images, targets, codes)
             return jax.tree.map(lambda leaf: leaf.sum(0), gradients), losses
-        (loss, logits), gradient = gradient_of(weights, images, targets, codes[0])
+        (loss, logits), gradient = gradient_of(weights, images[0], targets[0], codes[0])
         (losses, _), gradients = jax.vmap(gradient_of, (None, None, None, 0))(
-            weights, images, jax.nn.softmax(logits), codes[1:]
+            weights, images[0], jax.nn.softmax(logits), codes[1:]
         )
         return jax.tree.map(lambda one, leaf: one + leaf.sum(0), gradient, gradients), jnp.append(loss, losses)
 
     def step(weights, moments, key, rate, images, labels, codes):
         images = augment(key, images, flip=data.flip, mean=data.mean, std=data.std)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, len(data.classes)), recipe.label_smoothing)
-        paths = codes.shape[0]
-        if distils:
-            images, targets = (spread_of(len(images)).path_images(x[None])[0] for x in (images, targets))
+        images, targets, paths = shared.path_images(images), shared.path_images(targets), codes.shape[0]
         of_paths = in_turn if nnx.merge(graph, weights).form.control_flow else at_once
         gradient, losses = of_paths(weights, images, targets, codes)
         gradient = jax.tree.map(lambda leaf: leaf / paths, gradient)
@@ -449,84 +473,3 @@ def _step(graph: Any, recipe: Recipe, data: DataSet, distils: bool) -> Callable[
         return jax.tree.map(lambda old, update: old - rate * update, weights, updates), moments, losses
 
     return step
-
-
-# ---- scoring -----------------------------------------------------------------------------------------------------
-
-
-class Scorer:
-    """Scores architectures of one trained network; compiled once for all of them.
-
-    Args:
-        model: the trained network.
-        data: its training images give the statistics.
-        calibration_images: how many of them the statistics are estimated over, always the same.
-        batch_size: images at a time; by default what suits the form of the network.
-    """
-
-    def __init__(
-        self,
-        model: Supernet | FixedNetwork,
-        data: DataSet,
-        *,
-        calibration_images: int = 256,
-        batch_size: int | None = None,
-    ) -> None:
-        graph, self.weights = nnx.split(model, nnx.Param)
-        self.batch_size = min(batch_size or (64 if model.form.control_flow else 256), len(data.train))
-        count = max(1, min(calibration_images, len(data.train)) // self.batch_size)
-        chosen = stratified_subset(data.train, count * self.batch_size, seed=0)
-        self.calibration = [jnp.asarray(batch.images) for batch in chosen.batches(self.batch_size, seed=0)]
-
-        def statistics(weights, images, code):
-            return run(nnx.merge(graph, weights), normalize(images, data.mean, data.std), code)[1]
-
-        def logits(weights, images, code, statistics):
-            return run(nnx.merge(graph, weights), normalize(images, data.mean, data.std), code, statistics)[0]
-
-        self._batch_statistics, self._logits = compiled(statistics), compiled(logits)
-
-    def of(self, model: Supernet | FixedNetwork) -> "Scorer":
-        """A scorer of other weights of the same network; nothing is compiled anew."""
-        other = copy(self)
-        other.weights = nnx.split(model, nnx.Param)[1]
-        return other
-
-    def statistics(self, code: Iterable[int] = ()) -> Statistics:
-        """Means and variances of every batch norm for one architecture, cumulative over the calibration images."""
-        traced = jnp.asarray(tuple(code), jnp.int32)
-        total: Statistics = None
-        for count, images in enumerate(self.calibration):
-            batch = self._batch_statistics(self.weights, images, traced)
-            total = batch if total is None else _merge_statistics(total, batch, float(count))
-        return total
-
-    def logits(self, images: np.ndarray, statistics: Statistics, code: Iterable[int] = ()) -> np.ndarray:
-        """The logits `[N, classes]` of uint8 images `[N, H, W, 3]`, N at most the batch size."""
-        filled = np.pad(images, ((0, self.batch_size - len(images)), (0, 0), (0, 0), (0, 0)))
-        traced = jnp.asarray(tuple(code), jnp.int32)
-        return np.asarray(self._logits(self.weights, filled, traced, statistics))[: len(images)]
-
-    def accuracy(self, split: Split, code: Iterable[int] = ()) -> float:
-        """The share of a split's images that one architecture classifies rightly, its statistics estimated first."""
-        code = tuple(code)
-        statistics = self.statistics(code)
-        correct = sum(
-            int((self.logits(batch.images, statistics, code).argmax(-1) == batch.labels).sum())
-            for batch in split.batches(self.batch_size, seed=None)
-        )
-        return correct / len(split)
-
-
-@jax.jit
-def _merge_statistics(total: Statistics, batch: Statistics, count: float) -> Statistics:
-    """Joins the statistics of `count` batches with those of one more of the same size (Chan et al. 1979)."""
-
-    def merge(old, new):
-        difference = new[0] - old[0]
-        mean = old[0] + difference / (count + 1)
-        variance = (count * old[1] + new[1]) / (count + 1) + difference**2 * count / (count + 1) ** 2
-        return mean, variance
-
-    is_pair = lambda node: isinstance(node, tuple)  # noqa: E731
-    return jax.tree.map(merge, total, batch, is_leaf=is_pair)

@@ -35,7 +35,7 @@ from hwnas.stages import (
 from hwnas.whole_networks import candidates, spread
 
 if TYPE_CHECKING:
-    from hwnas.training import Scorer
+    from hwnas.scoring import SharedScorer
 
 LEAST_ARCHITECTURES, TRIALS = 4, 40
 SAMPLERS = ("evolution", "random")
@@ -189,7 +189,7 @@ def judge(job: Job, table: LatencyTable, question: Question) -> tuple[Path, Trus
 
     The trainings from scratch take batch size and learning rate of the job, unless the question has its own.
     """
-    from hwnas.training import Scorer
+    from hwnas.scoring import SharedScorer
 
     sum_ms = spread(candidates(job.space, table.unit_ms(job.space), random.Random(job.seed)), question.architectures)
     chosen = [job.space.decode(code) for code in sum_ms]
@@ -201,7 +201,7 @@ def judge(job: Job, table: LatencyTable, question: Question) -> tuple[Path, Trus
         batch_size=question.batch_size or job.batch_size,
         learning_rate=question.learning_rate or job.learning_rate,
     )
-    scores = _Scores(job, report_folder, supernet_path.name, Scorer(supernet, job.data))
+    scores = _Scores(job, report_folder, supernet_path.name, SharedScorer(supernet, job.data))
     ends_ms = [table.predict(lower(job.space, chosen[end])).upper_ms for end in (0, -1)]
     budget_ms, trials = question.budget_ms or math.sqrt(ends_ms[0] * ends_ms[1]), question.trials or TRIALS
     winners = {sampler: scores.winner(table, sampler, budget_ms, trials) for sampler in SAMPLERS}
@@ -276,7 +276,7 @@ def _table(job: Job, file: "Path | str | None") -> LatencyTable:
 class _Scores:
     """Scores of architectures, each made once and kept in the report's folder."""
 
-    def __init__(self, job: Job, folder: Path, supernet: str, scorer: "Scorer") -> None:
+    def __init__(self, job: Job, folder: Path, supernet: str, scorer: "SharedScorer") -> None:
         self.job, self.folder, self.supernet, self.scorer = job, folder, supernet, scorer
         self.path = folder / "scores.json"
         try:
@@ -297,7 +297,7 @@ class _Scores:
         key = self._key("inherited", architecture)
         if key in self.known:
             return self.known[key]
-        return self._keep(key, self.scorer.accuracy(self.job.data.validation, self.job.space.encode(architecture)))
+        return self._keep(key, self.scorer(self.job.space.encode(architecture)))
 
     def from_scratch(self, architectures: list[Architecture], seed: int) -> dict[Architecture, float]:
         """The accuracy of each after a training from new weights, whose checkpoints are removed when it is done."""

@@ -27,7 +27,8 @@ from hwnas.export import (
 )
 from hwnas.jax_network import FixedNetwork
 from hwnas.network import Network, NetworkBuilder, weight_shapes
-from hwnas.training import Recipe, Scorer, train
+from hwnas.scoring import Scorer
+from hwnas.training import Recipe, train
 from hwnas.units import UnitChoice, head, shufflenet_v2_unit, stem
 
 

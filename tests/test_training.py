@@ -22,13 +22,13 @@ from hwnas.jax_layers import Form
 from hwnas.jax_network import FixedNetwork
 from hwnas.methods import single_paths
 from hwnas.network import Network, NetworkBuilder
+from hwnas.scoring import Scorer
 from hwnas.space import lower
 from hwnas.space_toml import parse_space
 from hwnas.supernet import Supernet, slice_weights, with_weights
 from hwnas.training import (
     Progress,
     Recipe,
-    Scorer,
     start_state,
     train,
     train_many,
@@ -277,7 +277,7 @@ def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
     for number in range(40):
         (batch,) = data.train.batches(32, seed=number)
         codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
-        *state, loss = step(*state, jax.random.key(number), 0.1, *batch, codes)
+        *state, loss = step(*state, jax.random.key(number), 0.1, *batch.divided(4), codes)
         losses.append(float(loss.mean()))
     assert step._cache_size() == 1
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
@@ -293,7 +293,7 @@ def test_each_path_takes_its_part_of_the_batch_and_the_gradients_are_averaged(fo
     for paths in (1, 2):  # of a single network all paths are alike
         step = training_step(graph, Recipe(epochs=1, weight_decay=0), made_up_data())
         state = weights, training._optimizer(RECIPE).init(weights), jax.random.key(0), 0.1
-        batch = np.concatenate([black] * paths), np.concatenate([labels] * paths)
+        batch = np.stack([black] * paths), np.stack([labels] * paths)
         moments.append(jax.tree.leaves(step(*state, *batch, np.zeros((paths, 0), np.int32))[1]))
     assert max(np.abs(leaf).max() for leaf in moments[0]) > 0.1
     for one, two in zip(*moments, strict=True):
@@ -308,7 +308,7 @@ def test_paths_that_are_computed_together_give_the_gradients_of_paths_in_turn_al
     for form in (Form(), Form(control_flow=False)):
         graph, state = start_state(Supernet(SPACE, rngs=nnx.Rngs(0), form=form), RECIPE)
         step = training_step(graph, RECIPE, data, distils=True)
-        _, found, losses = step(*state, jax.random.key(0), 0.1, *batch, codes)
+        _, found, losses = step(*state, jax.random.key(0), 0.1, *batch.divided(1), codes)
         moments.append([losses, *jax.tree.leaves(found)])
     for in_turn, at_once in zip(*moments, strict=True):
         np.testing.assert_allclose(at_once, in_turn, rtol=1e-3, atol=1e-5)
@@ -372,7 +372,7 @@ def test_progress_counts_steps_and_images(tmp_path: Path):
 def test_statistics_estimated_batch_by_batch_are_those_of_all_calibration_images_at_once():
     data, model = made_up_data(100), new_network()
     scorer = Scorer(model, data, calibration_images=90, batch_size=16)
-    images = np.concatenate(scorer.calibration)
+    images = np.concatenate([images for images, _ in scorer.calibration])
     assert images.shape == (80, 8, 8, 3)
     inputs = np.asarray(normalize(images, data.mean, data.std))
     weights = {name: np.asarray(value[...]) for name, value in model.weights.items()}
@@ -387,7 +387,7 @@ def test_the_accuracy_of_a_supernet_s_architecture_is_that_of_its_single_network
     data, supernet, rng = made_up_data(100), new_supernet(), Random(0)
     scorer = Scorer(supernet, data, calibration_images=64, batch_size=64)
     images = np.asarray(normalize(data.validation.images, data.mean, data.std))
-    calibration = np.asarray(normalize(scorer.calibration[0], data.mean, data.std))
+    calibration = np.asarray(normalize(scorer.calibration[0][0], data.mean, data.std))
     seen = set()
     for architecture in [SPACE.largest, SPACE.smallest, *(SPACE.sample(rng) for _ in range(10))]:
         single = lower(SPACE, architecture), slice_weights(supernet, architecture)
