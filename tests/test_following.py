@@ -1,68 +1,118 @@
-"""Agreement: a search in two processes finds what one process finds, and only one of them speaks and writes."""
+"""Agreement: two processes find what one process finds, and only one of them speaks and writes."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
 
-import steady
-from conftest import Home
-from flax import nnx
+import numpy as np
+import pytest
+from conftest import TINY
 
-from hwnas.data import load_data
+from hwnas.errors import HwnasError
+from hwnas.following import _same_job
 from hwnas.network import Network
 from hwnas.network_json import from_json, to_json
 from hwnas.space import lower
-from hwnas.space_toml import load_space
-from hwnas.supernet import Supernet
-from hwnas.supernet_file import write_supernet
+from hwnas.space_toml import parse_space
+from hwnas.stages import make_job, settings_of
 
 QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-SEARCH = (
-    "search --space tiny.toml --supernet supernet.safetensors --budget-ms 1000 --trials 6 --retrain-epochs 1 --json"
-)
+SEARCH = """
+import json, sys
+from flax import nnx
+from hwnas.following import gathered
+from hwnas.latency import Prediction
+from hwnas.network import macs
+from hwnas.scoring import SharedScorer
+from hwnas.search import search
+from hwnas.space import lower
+from hwnas.stages import make_job
+from hwnas.supernet import Supernet
+
+def latency(architecture):
+    ms = macs(lower(job.space, architecture)) / 1e6
+    return Prediction(ms, ms)
+
+where, folder = sys.argv[1:]
+with gathered(where or None):
+    job = make_job("tiny.toml", "noise.npz")
+    supernet = Supernet(job.space, rngs=nnx.Rngs(1))
+    kernel = supernet.head["linear.kernel"]
+    kernel[...] = kernel[...] - kernel[...].mean(0)  # else all images are of one class
+    score = SharedScorer(supernet, job.data)
+    result = search(job.space, lambda a: score(job.space.encode(a)), latency, budget_ms=1e3, device="cpu", trials=6,
+                    storage=f"{folder}.db", name="study")
+print(json.dumps([[one.architecture.to_json(), one.accuracy, one.number] for one in result.scored]))
+"""
+RETRAIN = "import sys; from hwnas.cli import main; sys.argv[0] = 'hwnas'; main()"
 
 
-def test_a_network_comes_back_from_json(home: Home):
-    network = lower(load_space(home.space), load_space(home.space).largest)
-    found = from_json(json.loads(json.dumps(to_json(network))))
-    assert isinstance(found, Network)
-    assert found == network
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A space, coloured noise to classify, and an architecture."""
+    rng, labels = np.random.default_rng(0), np.arange(500) % 4
+    colours, noise = rng.integers(0, 192, (500, 1, 1, 3)), rng.integers(0, 64, (500, 16, 16, 3))
+    np.savez(tmp_path / "noise.npz", images=(colours + noise).astype(np.uint8), labels=labels)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "architecture.json").write_text(parse_space(TINY).largest.to_json())
+    return tmp_path
 
 
-def start(home: Home, *arguments: str) -> "subprocess.Popen[str]":
+def start(folder: Path, code: str, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, steady.__file__, *SEARCH.split(), "--trials", "6", *arguments],
-        cwd=home.folder,
-        env=home.environment | {"XLA_FLAGS": QUICK_COMPILE},
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=os.environ | {"XLA_FLAGS": QUICK_COMPILE, "HWNAS_CACHE": str(folder / "cache")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def result(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    out, said = process.communicate()
-    assert (process.returncode, said) == (0, "")
-    return json.loads(out)
-
-
-def test_a_search_in_two_processes_scores_the_architectures_that_one_process_scores(home: Home):
-    space = load_space(home.space)
-    classes = load_data("digits", image_size=space.input_size).classes
-    facts = {"classes": classes}
-    write_supernet(home.folder / "supernet.safetensors", Supernet(space, rngs=nnx.Rngs(0)), facts)
-    alone = result(start(home, "--runs", "alone"))
+def places() -> list[str]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    places = [("--runs", name, "--processes", f"{this}/2@127.0.0.1:{port}") for this, name in enumerate(("led", "no"))]
-    leads, follows = (start(home, *place) for place in places)
-    together = result(leads)
-    assert follows.communicate() == ("", "")
-    assert follows.returncode == 0
-    assert not (home.folder / "no").exists()
-    assert (home.folder / together["run"] / "model.onnx").is_file()
-    assert together["scored"] == alone["scored"]
-    assert len({candidate["accuracy"] for candidate in together["scored"]}) > 2
+    return [f"{this}/2@127.0.0.1:{port}" for this in range(2)]
+
+
+def test_a_network_comes_back_from_json():
+    space = parse_space(TINY)
+    network = lower(space, space.largest)
+    found = from_json(json.loads(json.dumps(to_json(network))))
+    assert isinstance(found, Network)
+    assert found == network
+
+
+def test_a_search_in_two_processes_scores_the_architectures_that_one_process_scores(folder: Path):
+    searches = [start(folder, SEARCH, where, name) for where, name in zip(["", *places()], "abc", strict=True)]
+    (alone, _), leads, follows = (search.communicate() for search in searches)
+    assert [search.returncode for search in searches] == [0, 0, 0]
+    assert follows == ("", "")
+    assert not (folder / "c.db").exists()
+    assert leads == (alone, "")
+    assert len({accuracy for _, accuracy, _ in json.loads(alone)}) > 2
+
+
+def test_of_two_processes_that_train_one_network_only_the_first_speaks_and_writes(folder: Path):
+    retrain = ["retrain", "architecture.json", "--space", "tiny.toml", "--data", "noise.npz", "--epochs", "1", "--json"]
+    both = [
+        start(folder, RETRAIN, *retrain, "--run", f"run{n}", "--processes", where) for n, where in enumerate(places())
+    ]
+    (out, said), follows = (process.communicate() for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert (said, follows) == ("", ("", ""))
+    assert json.loads(out)["run"] == "run0"
+    assert (folder / "run0" / "run.json").is_file()
+    assert not (folder / "run1").exists()
+
+
+def test_a_process_that_sees_other_images_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HWNAS_CACHE", str(folder / "cache"))
+    job = make_job(str(folder / "tiny.toml"), str(folder / "noise.npz"))
+    order = {"settings": settings_of(job), "space_digest": job.space.digest, "data_fingerprint": "other"}
+    with pytest.raises(HwnasError, match="work on the same images"):
+        _same_job(order)
