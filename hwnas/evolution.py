@@ -6,7 +6,6 @@ litter of children of the best architectures (tournament, uniform crossover, mut
 model of everything scored so far choose one of them by its upper confidence bound.
 """
 
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from hwnas.accuracy_predictor import features, upper_confidence
 from hwnas.latency import Prediction
 from hwnas.space import Architecture, SearchSpace
 
@@ -32,8 +32,6 @@ LITTER = 32
 """Children bred for each proposal."""
 ATTEMPTS = 20
 """Children tried for each one wanted; the more have failed, the more places are mutated."""
-NOISE_RATIOS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Variance of the noise over that of a choice's effect: the linear model takes the likeliest of these."""
 
 
 Weights = Sequence[Sequence[float]]
@@ -304,43 +302,5 @@ class EvolutionSampler(BaseSampler):
         raise NothingLeftError(f"Every architecture of {self.space.name} within {self.budget_ms:g} ms is proposed.")
 
     def features(self, codes: Sequence[Code]) -> np.ndarray:
-        """`[N, F]`: each place one-hot, and the logarithm of the upper estimate, which stands for capacity."""
-        starts = np.concatenate([[0], np.cumsum(self.space.radices)])
-        features = np.zeros((len(codes), starts[-1] + 1))
-        features[np.arange(len(codes))[:, None], starts[:-1] + np.array(codes)] = 1.0
-        features[:, -1] = [2 * math.log(max(self.upper_ms(code), 1e-9)) for code in codes]
-        return features
-
-
-def upper_confidence(known: np.ndarray, values: Sequence[float], asked: np.ndarray) -> np.ndarray:
-    """Mean plus one standard deviation of a Bayesian linear model, in units of the values' own spread.
-
-    The ratio of the noise to the effects is the one of `NOISE_RATIOS` under which the values are likeliest (type-II
-    maximum likelihood, MacKay 1992).
-
-    Args:
-        known: features of what is scored, `[N, F]`.
-        values: the scores, `[N]`.
-        asked: features of the candidates, `[M, F]`.
-
-    Returns:
-        `[M]`.
-    """
-    y = np.asarray(values, dtype=float)
-    y = (y - y.mean()) / (y.std() or 1.0)
-    centre = known.mean(axis=0)
-    asked = asked - centre
-    u, s, vt = np.linalg.svd(known - centre, full_matrices=False)
-    power, z = s**2, u.T @ y
-    unexplained = max(float(y @ y - z @ z), 0.0)
-
-    def fit(ratio: float) -> tuple[float, float]:
-        spread = power / ratio + 1
-        variance = (float(np.sum(z**2 / spread)) + unexplained) / len(y) + 1e-12
-        return -0.5 * (len(y) * math.log(variance) + float(np.sum(np.log(spread)))), variance
-
-    ratio = max(NOISE_RATIOS, key=lambda r: fit(r)[0])
-    turned = asked @ vt.T
-    mean = turned @ (s * z / (power + ratio))
-    rest = np.sum(asked**2, axis=1) - np.sum(turned**2 * (power / (power + ratio)), axis=1)
-    return mean + np.sqrt(np.maximum(rest, 0.0) * fit(ratio)[1] / ratio)
+        """`accuracy_predictor.features` of encodings, `[N, F]`."""
+        return features(self.space, codes, [self.upper_ms(code) for code in codes])

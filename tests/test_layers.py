@@ -19,6 +19,7 @@ FLOORS = {
     "working_set": 1,
     "model_size": 1,
     "drift": 1,
+    "accuracy_predictor": 3,
     "units": 1,
     "reference": 2,
     "runtimes": 3,
