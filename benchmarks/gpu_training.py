@@ -25,6 +25,15 @@ from hwnas.network import Conv, Linear, Network, macs
 from hwnas.space_toml import load_space
 
 SPACE, BATCH, PATHS, MANY, MANY_BATCH, SECONDS = "shufflenet-cifar", 512, 8, 20, 128, 2.0
+WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", graphs": {
+        "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE",
+        "xla_gpu_graph_min_graph_size": 1,
+    },
+    ", products not tried out": {"xla_gpu_autotune_level": 0},
+}
+"""Options of XLA: those of training; as many kernels as can be in CUDA graphs; what cuBLAS names first."""
 PASSES = 3
 """Forward, and twice as much backward: the gradients of inputs and of kernels."""
 
@@ -50,7 +59,7 @@ def our_cases() -> dict[str, tuple[int, Callable[[], Any]]]:
 
     space, data, rng = load_space(SPACE), noise_images(), Random(0)
 
-    def case(model: Any, batch: int, paths: int, many: int) -> Callable[[], Any]:
+    def case(model: Any, batch: int, paths: int, many: int, options: dict[str, Any] | None = None) -> Callable[[], Any]:
         recipe = Recipe(epochs=1, batch_size=batch)
         graph, state = start_state(model, recipe)
         codes = np.array([space.encode(space.sample(rng)) for _ in range(max(paths, many))], np.int32)
@@ -63,7 +72,7 @@ def our_cases() -> dict[str, tuple[int, Callable[[], Any]]]:
         rest = jax.random.key(0), jnp.float32(0.01), images, labels, codes
 
         def compiled() -> Callable[[], Any]:
-            program = step.lower(*state, *rest).compile()
+            program = step.lower(*state, *rest).compile(compiler_options=options)
             memory = program.memory_analysis()
             print(f"  {memory.temp_size_in_bytes / 1e9:.2f} GB of temporary memory", flush=True)
 
@@ -76,10 +85,13 @@ def our_cases() -> dict[str, tuple[int, Callable[[], Any]]]:
 
         return compiled
 
-    supernet = Supernet(space, rngs=nnx.Rngs(0))
+    supernet, single = Supernet(space, rngs=nnx.Rngs(0)), FixedNetwork(network_1x(), rngs=nnx.Rngs(0))
     return {
-        "ShuffleNet V2 1x": (BATCH, case(FixedNetwork(network_1x(), rngs=nnx.Rngs(0)), BATCH, 0, 0)),
-        f"supernet, {PATHS} paths": (BATCH, case(supernet, BATCH, PATHS, 0)),
+        **{f"ShuffleNet V2 1x{how}": (BATCH, case(single, BATCH, 0, 0, options)) for how, options in WAYS.items()},
+        **{
+            f"supernet, {PATHS} paths{how}": (BATCH, case(supernet, BATCH, PATHS, 0, options))
+            for how, options in WAYS.items()
+        },
         f"{MANY} networks of the supernet side by side": (MANY * MANY_BATCH, case(supernet, MANY_BATCH, 0, MANY)),
     }
 
@@ -172,7 +184,7 @@ def torch_rates() -> None:
 
     def training(model: Any, drawn: bool, compiled: str | None) -> Callable[[], float]:
         model = model.cuda().to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=not drawn)
         forward = torch.compile(model, mode=compiled) if compiled else model
 
         def take_step() -> float:
@@ -187,10 +199,28 @@ def torch_rates() -> None:
 
         return take_step
 
-    for compiled in (None, "default"):
-        step = training(ShuffleNetV2("1x", classes=10, small_images=True), False, compiled)
-        print(f"PyTorch, ShuffleNet V2 1x, {'compiled' if compiled else 'eager'}: {rate(BATCH, step)}", flush=True)
-    print(f"PyTorch, supernet, 1 path, eager: {rate(BATCH, training(TorchSupernet(space), True, None))}", flush=True)
+    def steps() -> dict[str, Callable[[], float]]:
+        def single() -> Any:
+            return ShuffleNetV2("1x", classes=10, small_images=True)
+
+        return {
+            "ShuffleNet V2 1x, eager": training(single(), False, None),
+            "ShuffleNet V2 1x, compiled with graphs": training(single(), False, "reduce-overhead"),
+            "supernet, 1 path, eager": training(TorchSupernet(space), True, None),
+        }
+
+    ready = {}
+    for what, step in steps().items():
+        try:
+            for _ in range(3):
+                step()
+            ready[what] = step
+        except Exception as error:  # one way that a GPU cannot go must not hide the others
+            print(f"PyTorch, {what}: failed, {error}"[:300].replace("\n", " "), flush=True)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for what, step in ready.items():
+        print(f"PyTorch, {what}: {rate(BATCH, step)}", flush=True)
 
 
 def run(name: str) -> Result:
@@ -203,8 +233,6 @@ def run(name: str) -> Result:
         print(f"{time.monotonic() - begun:6.1f} s  {what}: {words}", flush=True)
 
     device = jax.local_devices()[0].device_kind
-    for what, most in floors(network_1x()).items():
-        tell(f"floor of ShuffleNet V2 1x, {what}", f"{most:.0f} images/s")
 
     def compiled(item: Any) -> Case | None:
         what, (images, compile_it) = item
@@ -217,19 +245,26 @@ def run(name: str) -> Result:
         print(f"{time.monotonic() - begun:6.1f} s  compiled {what} in {time.monotonic() - started:.0f} s", flush=True)
         return case
 
+    torch = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu_training"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert torch.stdin is not None
+    assert torch.stdout is not None
     with ThreadPoolExecutor(8) as pool:
         cases = [case for case in pool.map(compiled, our_cases().items()) if case]
+    for line in iter(torch.stdout.readline, ""):  # nothing is timed while PyTorch compiles
+        if line == "ready\n":
+            break
+        tell(*line.rstrip().split(": ", 1))
+    for what, most in floors(network_1x()).items():
+        tell(f"floor of ShuffleNet V2 1x, {what}", f"{most:.0f} images/s")
     for case in cases:
         tell(case.name, rate(case.images, case.take_step))
     for case in cases:
         tell(f"{case.name}: idle", f"{idle_share(case.take_step):.0%} of the time")
-    lines = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_training"], capture_output=True, text=True, check=False
-    )
-    print(lines.stderr[-2000:], flush=True)
-    for line in lines.stdout.splitlines():
+    for line in torch.communicate("go\n")[0].splitlines():
         tell(*line.split(": ", 1))
-    speed = {what: float(str(words).split()[0]) for what, words in details.items() if "images/s" in str(words)}
+    speed = {what: float(str(words).split()[0]) for what, words in details.items() if "ms a step" in str(words)}
     ours = max(value for what, value in speed.items() if what.startswith("ShuffleNet"))
     theirs = max(value for what, value in speed.items() if what.startswith("PyTorch, ShuffleNet"))
     return Result(

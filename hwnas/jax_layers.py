@@ -49,12 +49,13 @@ def native_form() -> Form:
     return CPU_FORM if jax.default_backend() == "cpu" else ACCELERATOR_FORM
 
 
-GPU_COMPILER = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-"""Trying out kernels takes minutes for a network, and which one wins, and so what a step rounds to, varies."""
+GPU_COMPILER = {"xla_gpu_enable_triton_gemm": False}
+"""Trying out the kernels of Triton takes minutes for a network; trying out those of cuBLAS, seconds: it makes steps faster
+(docs/gpu.md). Which one wins is kept with the compiled program."""
 
 
 def compiled(function: Callable[..., Any], donated: tuple[int, ...] = ()) -> Any:
-    """`jax.jit`, on a GPU without autotuning; the arguments of these numbers give their memory away."""
+    """`jax.jit`, on a GPU without Triton's products; the arguments of these numbers give their memory away."""
     options = GPU_COMPILER if jax.default_backend() == "gpu" else None
     return jax.jit(function, donate_argnums=donated, compiler_options=options)
 

@@ -1,6 +1,6 @@
 """Units of a supernet at full width, with zeros where an architecture has no channels: the form for accelerators.
 
-Feature maps are `[slots, N, H, W]`.
+Feature maps are `[slots, N, H, W]`. Slots are as many as matrix units take at a time, or a multiple of that.
 """
 
 from typing import Any
@@ -12,6 +12,25 @@ from hwnas.jax_layers import Array, depthwise_maps
 from hwnas.row_layers import norm, spread
 from hwnas.space import SearchSpace
 from hwnas.unit_places import Choice, Layout, Run, affine, below, joined, taken
+
+MULTIPLE = 8
+"""Matrix units of GPUs take bfloat16 in eights; a product of any other size copies its feature maps to one."""
+
+
+def rounded(channels: int) -> int:
+    """So many channels as `aligned` makes of them."""
+    return -(-channels // MULTIPLE) * MULTIPLE
+
+
+def aligned(weights: dict[str, Array]) -> dict[str, Array]:
+    """Weights with zeros up to the next multiple in the axes of channels; any leading axes stay as they are."""
+
+    def grown(name: str, value: Array) -> Array:
+        channel_axes = 2 if name.endswith(".kernel") and "dw" not in name else 1
+        ends = [(0, 0)] * (value.ndim - channel_axes)
+        return jnp.pad(value, ends + [(0, rounded(size) - size) for size in value.shape[-channel_axes:]])
+
+    return {name: grown(name, value) for name, value in weights.items()}
 
 
 def product(kernel: Array, x: Array) -> Array:

@@ -70,7 +70,10 @@ def _normalised(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Ar
     count, wide = x[0].size, x.astype(jnp.float32)
     mean = row_sum(wide) / count
     centred = wide - spread(mean)
-    variance = row_sum(centred * centred) / count
+    if x.dtype == jnp.bfloat16:  # both sums in one pass: in float32 they keep more than the map ever had
+        variance = jnp.maximum(row_sum(wide * wide) / count - mean * mean, 0)
+    else:
+        variance = row_sum(centred * centred) / count
     inverse = lax.rsqrt(variance + EPSILON)
     return (centred * spread(inverse * scale) + spread(offset)).astype(x.dtype), mean, variance, inverse
 

@@ -85,9 +85,13 @@ class Supernet(nnx.Module):
         x = jax.nn.relu(x)
         if space.max_pool:
             x = pool(x.transpose(3, 1, 2, 0), "max", 3, 2, 1).transpose(3, 1, 2, 0)
-        if not form.control_flow:
-            x = x.transpose(0, 3, 1, 2)
-        layout = Layout.plain(jnp.int32(space.stem_channels), space.stem_channels)
+        if form.control_flow:
+            aligned, rounded = dict, int  # as they are
+        else:
+            aligned, rounded = masked_units.aligned, masked_units.rounded
+            spare = rounded(space.stem_channels) - space.stem_channels
+            x = jnp.pad(x.transpose(0, 3, 1, 2), ((0, spare), (0, 0), (0, 0), (0, 0)))
+        layout = Layout.plain(jnp.int32(space.stem_channels), x.shape[0])
         position = 0
         for number, (stage, weights) in enumerate(zip(space.stages, self.stages, strict=True), 2):
             depth = jnp.array(stage.depth)[code[position]]
@@ -96,8 +100,8 @@ class Supernet(nnx.Module):
             units = code[position + 2 : position + 2 + size].reshape(-1, len(CHOICES))
             position += 2 + size
             first, later = f"stage{number}.first", f"stage{number}.later"
-            choice, slots = Choice.read(space, stage.width, width_index, units[0]), max(stage.width)
-            inputs = _values(weights["first"]), x, layout, choice, given.get(first)
+            choice, slots = Choice.read(space, stage.width, width_index, units[0]), rounded(max(stage.width))
+            inputs = aligned(_values(weights["first"])), x, layout, choice, given.get(first)
             x, layout, used[first] = (
                 narrow_units.stride_2_unit(space, slots, *inputs)
                 if form.control_flow
@@ -109,7 +113,7 @@ class Supernet(nnx.Module):
                     if form.control_flow
                     else partial(masked_units.stride_1_unit, space)
                 )
-                inputs = _values(weights["later"]), x, layout, depth, width_index, units, given.get(later)
+                inputs = aligned(_values(weights["later"])), x, layout, depth, width_index, units, given.get(later)
                 x, layout, used[later] = later_units(space, form, stage.width, unit, *inputs)
         weights = _values(self.head)
         pair = affine(weights, "conv_bn")
@@ -119,7 +123,8 @@ class Supernet(nnx.Module):
             x = product_rows(sizes, weights["conv.kernel"], x, index)
             places = (1, 2)
         else:
-            x, places = masked_units.product(weights["conv.kernel"], x), (2, 3)
+            kernel = aligned({"conv.kernel": weights["conv.kernel"]})["conv.kernel"]
+            x, places = masked_units.product(kernel, x)[: space.head_channels], (2, 3)
         x, used["head"] = norm(x, pair, given.get("head"))
         x = jax.nn.relu(x).mean(places, dtype=jnp.float32).T
         return x @ weights["linear.kernel"] + weights["linear.bias"], used
