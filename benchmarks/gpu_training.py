@@ -169,8 +169,8 @@ def floors(network: Network) -> dict[str, float]:
     }
 
 
-def torch_rates() -> None:
-    """Prints what PyTorch reaches with channels last, a line a way."""
+def torch_rates(waits: bool) -> None:
+    """Prints what PyTorch reaches with channels last, a line a way; if it waits, once a line comes in."""
     import torch
     from torch.nn import functional
 
@@ -205,8 +205,8 @@ def torch_rates() -> None:
 
         return {
             "ShuffleNet V2 1x, eager": training(single(), False, None),
-            "ShuffleNet V2 1x, compiled with graphs": training(single(), False, "reduce-overhead"),
             "supernet, 1 path, eager": training(TorchSupernet(space), True, None),
+            "ShuffleNet V2 1x, compiled with graphs": training(single(), False, "reduce-overhead"),
         }
 
     ready = {}
@@ -217,10 +217,13 @@ def torch_rates() -> None:
             ready[what] = step
         except Exception as error:  # one way that a GPU cannot go must not hide the others
             print(f"PyTorch, {what}: failed, {error}"[:300].replace("\n", " "), flush=True)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for what, step in ready.items():
-        print(f"PyTorch, {what}: {rate(BATCH, step)}", flush=True)
+        if not waits and what in ready:
+            print(f"PyTorch, {what}: {rate(BATCH, step)}", flush=True)
+    if waits:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for what, step in ready.items():
+            print(f"PyTorch, {what}: {rate(BATCH, step)}", flush=True)
 
 
 def run(name: str) -> Result:
@@ -246,7 +249,10 @@ def run(name: str) -> Result:
         return case
 
     torch = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.gpu_training"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.gpu_training", "waits"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert torch.stdin is not None
     assert torch.stdout is not None
@@ -280,4 +286,4 @@ def run(name: str) -> Result:
 
 
 if __name__ == "__main__":
-    torch_rates()
+    torch_rates("waits" in sys.argv)

@@ -50,8 +50,8 @@ def native_form() -> Form:
 
 
 GPU_COMPILER = {"xla_gpu_enable_triton_gemm": False}
-"""Trying out the kernels of Triton takes minutes for a network; trying out those of cuBLAS, seconds: it makes steps faster
-(docs/gpu.md). Which one wins is kept with the compiled program."""
+"""Trying out the kernels of Triton takes minutes for a network. Trying out those of cuBLAS takes seconds and makes steps
+faster (docs/gpu.md); which one wins is kept with the compiled program."""
 
 
 def compiled(function: Callable[..., Any], donated: tuple[int, ...] = ()) -> Any:
