@@ -21,11 +21,12 @@ from benchmarks.result import Result, this_machine
 from hwnas.data import DataSet, load_data, stratified_subset
 from hwnas.methods import METHODS
 from hwnas.ranking import best_third, rank_correlation
+from hwnas.scoring import Scorer
 from hwnas.space import SearchSpace
 from hwnas.space_toml import load_space
 from hwnas.stages import Job, trained_supernet
 from hwnas.supernet import Supernet
-from hwnas.training import Recipe, Scorer, prepare_process, start_state, training_step
+from hwnas.training import Recipe, prepare_process, start_state, training_step
 
 SPACE, SCORES = "shufflenet-cifar", ROOT / "docs" / "measured" / "nvidia-h200-scores.json"
 FOLDER = Path("runs/benchmark-training-methods")
@@ -72,7 +73,7 @@ def compile_steps(variants: list[Variant], space: SearchSpace, data: DataSet) ->
         distils, paths, batch_size = shape
         recipe = Recipe(1, batch_size)
         graph, state = start_state(Supernet(space, rngs=nnx.Rngs(0)), recipe)
-        images, labels = next(data.train.batches(batch_size, seed=0))
+        images, labels = next(data.train.batches(batch_size, seed=0)).divided(1 if distils else paths)
         codes = np.zeros((paths, len(space.radices)), np.int32)
         rest = jax.random.key(0), 0.1, images, labels, codes
         training_step(graph, recipe, data, distils=distils).lower(*state, *rest).compile()

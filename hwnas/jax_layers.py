@@ -50,7 +50,7 @@ def native_form() -> Form:
 
 
 GPU_COMPILER = {"xla_gpu_enable_triton_gemm": False}
-"""Trying out the kernels of Triton takes minutes for a network. Trying out those of cuBLAS takes seconds and makes steps
+"""To try out the kernels of Triton takes minutes for a network. To try out those of cuBLAS takes seconds and makes steps
 faster (docs/gpu.md); which one wins is kept with the compiled program."""
 
 

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -243,34 +243,46 @@ def _weights_after(
     state, step = shared.of_leader(state), int(shared.of_leader(np.int32(step)))
     if step >= steps:
         return shared.alone(state[0])
-    rate, key = _learning_rate(recipe, steps), jax.random.key(seed)
     guard, pace = _Guard(recipe, folder, math.log(len(data.classes))), _Pace(step, steps, images)
-    saved, saving_s = time.monotonic(), 0.0
-    own = shared.share(recipe.batch_size // parts)
-    places = [part * recipe.batch_size // parts + place for part in range(parts) for place in own]
+    saved, saving_s, key = time.monotonic(), 0.0, jax.random.key(seed)
+    inputs = _inputs(data, recipe, paths, seed, step, shared, parts)
+    following = next(inputs)
+    while following:
+        codes, rate, arrays, told = following
+        with processes.together():
+            *state, losses = take_step(*state, jax.random.fold_in(key, step), rate, *arrays, told)
+            following = next(inputs, None)  # made ready while the device computes
+            losses, step = np.asarray(losses).ravel(), step + 1
+        guard.check(step, losses, codes)
+        if not processes.leads():
+            continue
+        since = time.monotonic() - saved
+        due = step == steps or since > CHECKPOINT_SECONDS * max(1.0, saving_s / QUICK_SAVE_S)
+        scored = due and score(shared.alone(state[0]))
+        loss, (images_per_second, seconds_left) = float(losses.mean()), pace.after(step, score.seconds)
+        on_step(Progress(step, steps, loss, rate, images_per_second, seconds_left, score.accuracies, scored))
+        if due:  # what is told of a step is told before it counts as done
+            begun, kept = time.monotonic(), shared.alone(tuple(state))
+            guard.check_weights(step, kept, codes)
+            save_checkpoint(folder, step, kept)
+            saved = time.monotonic()
+            saving_s = saved - begun
+    return shared.alone(state[0])
+
+
+def _inputs(
+    data: DataSet, recipe: Recipe, paths: PathSampler, seed: int, step: int, shared: Spread, parts: int
+) -> Iterator[tuple[np.ndarray, float, tuple[Any, ...], Any]]:
+    """What the steps from `step` on take: codes, learning rate, images and labels, and the codes for the devices."""
+    per_epoch = len(data.train) // recipe.batch_size
+    rate, part = _learning_rate(recipe, recipe.epochs * per_epoch), recipe.batch_size // parts
+    places = [number * part + place for number in range(parts) for place in shared.share(part)]
     for epoch in range(step // per_epoch, recipe.epochs):
         begin = step - epoch * per_epoch
         for batch in data.train.batches(recipe.batch_size, seed=seed, epoch=epoch, start_batch=begin, places=places):
-            codes, rate_now = paths(step), rate(step)
-            divided, told = map(shared.images, batch.divided(parts)), shared.told(codes)
-            with processes.together():
-                *state, losses = take_step(*state, jax.random.fold_in(key, step), rate_now, *divided, told)
-                losses, step = np.asarray(losses).ravel(), step + 1
-            guard.check(step, losses, codes)
-            if not processes.leads():
-                continue
-            since = time.monotonic() - saved
-            due = step == steps or since > CHECKPOINT_SECONDS * max(1.0, saving_s / QUICK_SAVE_S)
-            scored = due and score(shared.alone(state[0]))
-            loss, (images_per_second, seconds_left) = float(losses.mean()), pace.after(step, score.seconds)
-            on_step(Progress(step, steps, loss, rate_now, images_per_second, seconds_left, score.accuracies, scored))
-            if due:  # what is told of a step is told before it counts as done
-                begun, kept = time.monotonic(), shared.alone(tuple(state))
-                guard.check_weights(step, kept, codes)
-                save_checkpoint(folder, step, kept)
-                saved = time.monotonic()
-                saving_s = saved - begun
-    return shared.alone(state[0])
+            codes = paths(step)
+            yield codes, rate(step), tuple(map(shared.images, batch.divided(parts))), shared.told(codes)
+            step += 1
 
 
 def start_state(model: Model, recipe: Recipe) -> tuple[Any, Any]:
@@ -370,10 +382,16 @@ class _Guard:
 
 def _learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
     """The learning rate of each step: linear warm-up, then a cosine to zero."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.learning_rate, max(1, round(recipe.warm_up * steps)), max(2, steps)
-    )
-    return lambda step: float(np.asarray(schedule(step + 1)))
+    rising = max(1, round(recipe.warm_up * steps))
+    falling = max(1, steps - rising)
+
+    def rate(step: int) -> float:
+        done = step + 1
+        if done < rising:
+            return recipe.learning_rate * done / rising
+        return recipe.learning_rate * (1 + math.cos(math.pi * min(1.0, (done - rising) / falling))) / 2
+
+    return rate
 
 
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
