@@ -19,7 +19,7 @@ from hwnas.cli_options import (
     DEFAULT_SPACE,
     BatchImages,
     BatchSize,
-    Data,
+    DataOrSupernets,
     DeviceName,
     Epochs,
     Json,
@@ -32,6 +32,7 @@ from hwnas.cli_options import (
     Runs,
     Seed,
     Space,
+    SpaceOrSupernets,
     SupernetFile,
     Threads,
     WithinMs,
@@ -60,8 +61,8 @@ cli_trust.add_verbs(app)
 @app.command(epilog="Example: hwnas search --budget-ms 1 --data photos/")
 def search(
     budget_ms: Annotated[float, typer.Option("--budget-ms", help="What one run of the model may take, in ms.")],
-    space: Space = DEFAULT_SPACE,
-    data: Data = DEFAULT_DATA,
+    space: SpaceOrSupernets = None,
+    data: DataOrSupernets = None,
     device: DeviceName = "cpu",
     threads: Threads = 1,
     batch: BatchImages = 1,
@@ -104,14 +105,19 @@ def search(
     from hwnas.pipeline import Plan, find
     from hwnas.report import outcome
     from hwnas.stages import make_job
+    from hwnas.supernet_file import file_facts, supernet_path
 
     with gathered(processes), reported(as_json) as listener:
         plan = Plan(budget_ms, trials, sampler, storage, from_scratch, baselines, guidelines, memory_mb, size_mb)
+        if supernet:
+            path = supernet_path(supernet)
+            made_of, supernet = file_facts(path), str(path)
+            space, data = space or made_of["space"], data or made_of["data"]
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
         job = make_job(
-            space, data, listener=listener, device=device, threads=threads, batch=batch, precision=precision, seed=seed,
-            runs=runs, supernet=supernet, method=method, paths=paths, within_ms=within_ms, learning_rate=learning_rate,
-            force=force, **settings,
+            space or DEFAULT_SPACE, data or DEFAULT_DATA, listener=listener, device=device, threads=threads,
+            batch=batch, precision=precision, seed=seed, runs=runs, supernet=supernet, method=method, paths=paths,
+            within_ms=within_ms, learning_rate=learning_rate, force=force, **settings,
         )  # fmt: skip
         folder, result = find(job, plan, run)
     if as_json:

@@ -6,10 +6,26 @@ from typing import Annotated
 import typer
 
 Space = Annotated[str, typer.Option("--space", help="A search space: a name that comes with hwnas, or a TOML file.")]
+SpaceOrSupernets = Annotated[
+    str | None,
+    typer.Option(
+        "--space",
+        help="A search space: a name that comes with hwnas, or a TOML file.",
+        show_default="that of --supernet, or shufflenet-tiny",
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(
         "--data", help="Images: digits, cifar10, fashion-mnist, eurosat, a folder by class, Parquet or .npz file."
+    ),
+]
+DataOrSupernets = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Images: digits, cifar10, fashion-mnist, eurosat, a folder by class, Parquet or .npz file.",
+        show_default="those of --supernet, or digits",
     ),
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run.")]
@@ -20,7 +36,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is 
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of results.")]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images for the supernet.")]
 RetrainEpochs = Annotated[
-    int, typer.Option("--retrain-epochs", min=1, help="Passes over the training images for the found network.")
+    int, typer.Option("--retrain-epochs", min=0, help="Passes over the training images for the found network.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Images a training step.")]
 Method = Annotated[str, typer.Option("--method", help="How the supernet is trained: single-path, fair or sandwich.")]
@@ -34,7 +50,9 @@ WithinMs = Annotated[
 ]
 SupernetFile = Annotated[
     str | None,
-    typer.Option("--supernet", help="A trained one, the supernet.safetensors of hwnas train: none is trained."),
+    typer.Option(
+        "--supernet", help="A trained one, cifar10 or the supernet.safetensors of hwnas train: none is trained."
+    ),
 ]
 LearningRate = Annotated[float, typer.Option("--learning-rate", help="The highest one of the schedule.")]
 Processes = Annotated[

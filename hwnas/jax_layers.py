@@ -50,8 +50,8 @@ def native_form() -> Form:
 
 
 GPU_COMPILER = {"xla_gpu_enable_triton_gemm": False}
-"""To try out the kernels of Triton takes minutes for a network. To try out those of cuBLAS takes seconds and makes steps
-faster (docs/gpu.md); which one wins is kept with the compiled program."""
+"""To try out the kernels of Triton takes minutes for a network. To try out those of cuBLAS takes seconds, and the steps
+are faster (docs/gpu.md); which one wins is kept with the compiled program."""
 
 
 def compiled(function: Callable[..., Any], donated: tuple[int, ...] = ()) -> Any:

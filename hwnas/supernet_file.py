@@ -7,6 +7,7 @@ on. Safetensors holds arrays and text only, so that a file from anyone can be op
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,24 @@ if TYPE_CHECKING:
     from hwnas.supernet import Supernet
 
 FORMAT = "hwnas supernet 1"
+
+
+def shipped_supernets() -> dict[str, Path]:
+    """The files of the supernets that come with hwnas, by name; beside each lies its model card."""
+    packaged = Path(str(resources.files("hwnas"))) / "supernets"
+    folder = packaged if packaged.is_dir() else packaged.parents[1] / "supernets"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def supernet_path(name_or_path: str) -> Path:
+    """The file of the supernet of that name that comes with hwnas, or the path; `HwnasError` if it is no file."""
+    path = shipped_supernets().get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise HwnasError(
+            f"There is no supernet '{name_or_path}': it is neither a supernet.safetensors of hwnas train nor one of "
+            f"{', '.join(shipped_supernets())}."
+        )
+    return path
 
 
 def write_supernet(path: Path, supernet: "Supernet", facts: dict[str, Any]) -> None:

@@ -242,7 +242,10 @@ def _weights_after(
         step, state = found[0], load_checkpoint(found[1], state)
     state, step = shared.of_leader(state), int(shared.of_leader(np.int32(step)))
     if step >= steps:
-        return shared.alone(state[0])
+        kept = shared.alone(tuple(state))
+        if processes.leads() and not newest_checkpoint(folder):
+            save_checkpoint(folder, 0, kept)
+        return kept[0]
     guard, pace = _Guard(recipe, folder, math.log(len(data.classes))), _Pace(step, steps, images)
     saved, saving_s, key = time.monotonic(), 0.0, jax.random.key(seed)
     inputs = _inputs(data, recipe, paths, seed, step, shared, parts)

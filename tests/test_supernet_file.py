@@ -13,15 +13,20 @@ from conftest import TINY, Answer, Home
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from hwnas.data import load_data, stratified_subset
 from hwnas.errors import HwnasError
+from hwnas.jax_network import FixedNetwork
 from hwnas.pipeline import Plan, find
-from hwnas.space_toml import parse_space
+from hwnas.scoring import Scorer
+from hwnas.space import lower
+from hwnas.space_toml import load_space, parse_space
 from hwnas.stages import Listener, make_job
-from hwnas.supernet import Supernet
-from hwnas.supernet_file import read_supernet, write_supernet
+from hwnas.supernet import Supernet, slice_weights
+from hwnas.supernet_file import file_facts, read_supernet, shipped_supernets, supernet_path, write_supernet
 
 SPACE = parse_space(TINY)
 CLASSES = ("cat", "dog")
+CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 
 
 def leaves(supernet: Supernet) -> list[np.ndarray]:
@@ -102,3 +107,34 @@ def test_a_search_takes_a_supernet_from_a_file_and_trains_none(
     answer = hwnas("search", "--budget-ms", 1, "--space", here.space, "--supernet", tmp_path / "none")
     assert answer.status == 2
     assert "There is no supernet at" in answer.err
+
+
+@pytest.fixture(params=shipped_supernets())
+def shipped(request: pytest.FixtureRequest) -> tuple[Path, Supernet]:
+    """The file of a supernet that comes with hwnas, and what is read from it for the space that it names."""
+    path = supernet_path(request.param)
+    facts = file_facts(path)
+    space = replace(load_space(facts["space"]), classes=len(facts["classes"]))
+    return path, read_supernet(path, space, facts["classes"])
+
+
+def test_a_supernet_that_comes_with_hwnas_is_whole_small_and_has_its_model_card(shipped: tuple[Path, Supernet]):
+    path, supernet = shipped
+    assert path.stat().st_size <= 12_000_000
+    assert f"`{supernet.space.name}`" in path.with_suffix(".md").read_text()
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="the Parquet files of CIFAR-10 are not beside the checkout")
+def test_the_supernet_of_cifar10_tells_images_that_it_did_not_see_apart(shipped: tuple[Path, Supernet]):
+    _, supernet = shipped
+    data = load_data(CIFAR10, image_size=32)
+    smallest = supernet.space.smallest
+    network = lower(supernet.space, smallest)
+    model = FixedNetwork(network, rngs=nnx.Rngs(0), weights=slice_weights(supernet, smallest))
+    accuracy = Scorer(model, data, calibration_images=512).accuracy(stratified_subset(data.validation, 1000, 0))
+    assert 0.53 < accuracy < 0.63  # the model card says 57.5 % on all of them
+
+
+def test_a_supernet_that_is_neither_a_name_nor_a_file_is_refused_with_the_names_that_there_are():
+    with pytest.raises(HwnasError, match=r"no supernet 'cifar11'.* one of cifar10\."):
+        supernet_path("cifar11")
