@@ -139,7 +139,8 @@ def test_two_processes_train_as_one_device_does_also_after_one_of_them_was_kille
     assert "Another process ended without a word" in said
     assert "Run the same command in all processes again" in said
     assert leads.returncode == 2
-    assert (tmp_path / "leads" / "step-00000005").exists()
+    # it died while it prepared step 5, and took part in the one before or not
+    assert any((tmp_path / "leads" / f"step-0000000{step}").exists() for step in (4, 5))
     leads, follows = pair(dies_at="")
     assert (leads.communicate()[0], leads.returncode, follows.wait()) == ("", 0, 0)
     check_agreement(tmp_path, "leads")
