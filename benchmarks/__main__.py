@@ -26,6 +26,7 @@ BENCHMARKS = {
     "guideline-prior": ("benchmarks.searches", "what the guidelines' prior gains a search, over several seeds"),
     "macs-against-latency": ("benchmarks.searches", "accuracy at equal latency: limited by latency or by MACs"),
     "lookup-speed": ("benchmarks.lookup_speed", "architectures of shufflenet-224 predicted in a second, in one call"),
+    "predictor-speed": ("benchmarks.predictor_speed", "seconds to rank 100,000 feasible candidates by a predictor"),
     "train-speed": ("benchmarks.training_speed", "training ShuffleNet V2 1x at 32x32 against PyTorch"),
     "supernet-speed": ("benchmarks.training_speed", "training the supernet of shufflenet-32 against PyTorch"),
     "score-speed": ("benchmarks.training_speed", "scoring candidates of shufflenet-32 against PyTorch"),

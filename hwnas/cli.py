@@ -82,6 +82,12 @@ def search(
     size_mb: Annotated[
         float | None, typer.Option("--size-mb", help="What the model's file may take, in MB of 1,000,000 bytes.")
     ] = None,
+    predictor: Annotated[
+        int | None,
+        typer.Option(
+            "--predictor", help="So many trials are drawn evenly and train a predictor that chooses the rest."
+        ),
+    ] = None,
     supernet: SupernetFile = None,
     method: Method = DEFAULT_METHOD,
     paths: Paths = None,
@@ -108,7 +114,9 @@ def search(
     from hwnas.supernet_file import file_facts, supernet_path
 
     with gathered(processes), reported(as_json) as listener:
-        plan = Plan(budget_ms, trials, sampler, storage, from_scratch, baselines, guidelines, memory_mb, size_mb)
+        plan = Plan(
+            budget_ms, trials, sampler, storage, from_scratch, baselines, guidelines, memory_mb, size_mb, predictor
+        )
         if supernet:
             path = supernet_path(supernet)
             made_of, supernet = file_facts(path), str(path)
@@ -126,6 +134,8 @@ def search(
         print_json({"run": str(folder), **asdict(result)})
     else:
         print(outcome(result))
+        if result.held_out:
+            print(result.held_out.text)
         print(f"Model:  {folder / 'model.onnx'}\nReport: {folder / 'report.html'}")
 
 

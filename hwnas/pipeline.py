@@ -12,7 +12,7 @@ from hwnas.errors import HwnasError
 from hwnas.guideline_prior import check_setting, sampler_weights
 from hwnas.latency import LatencyTable, Measurement, Prediction, profile_command
 from hwnas.network import macs, parameters
-from hwnas.runs import Candidate, Compared, Proof, Requirement, RunResult, write_text
+from hwnas.runs import Candidate, Compared, HeldOut, Proof, Requirement, RunResult, write_text
 from hwnas.space import Architecture, lower
 from hwnas.stages import (
     Job,
@@ -33,6 +33,7 @@ from hwnas.stages import (
 if TYPE_CHECKING:
     from hwnas.devices import Device
     from hwnas.evolution import Limit, Weights
+    from hwnas.predictor import PredictorSampler
     from hwnas.search import Scored, SearchResult
     from hwnas.supernet import Supernet
 
@@ -56,6 +57,7 @@ class Plan:
         guidelines: one of `guideline_prior.SETTINGS`: how the device's verdicts on G1 to G4 shape what is drawn.
         memory_mb: what the model may add to the peak memory of a process, in megabytes of 1,000,000 bytes.
         size_mb: what its file may take.
+        predictor: how many of the trials are drawn evenly and train a predictor of accuracy, which chooses the others.
     """
 
     budget_ms: float
@@ -67,6 +69,7 @@ class Plan:
     guidelines: str = "off"
     memory_mb: float | None = None
     size_mb: float | None = None
+    predictor: int | None = None
 
 
 def run_folder(job: Job, plan: Plan) -> Path:
@@ -96,11 +99,13 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
     """
     from hwnas.devices import device as open_device
     from hwnas.limits import check_limit_settings, limits_of
+    from hwnas.predictor import check_first
     from hwnas.report import write_report
     from hwnas.search import check_budget, check_settings
 
     check_settings(plan.budget_ms, plan.trials, plan.sampler)
     check_setting(plan.guidelines, plan.sampler)
+    check_first(plan.predictor, plan.trials, plan.sampler, plan.guidelines)
     check_limit_settings(plan.memory_mb, plan.size_mb)
     if plan.from_scratch and not job.retrain_epochs:
         raise HwnasError(
@@ -149,9 +154,11 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         proof=proof,
         baselines=tuple(compared[1:]),
         seconds=seconds,
+        held_out=held_out_of(job, plan, result),
     )
     write_text(folder / "architecture.json", architecture.to_json())
-    save_settings(folder, job, plan=asdict(plan), table=str(path), checkpoints=winner.checkpoints)
+    facts = {"plan": asdict(plan), "table": str(path), "checkpoints": winner.checkpoints}
+    save_settings(folder, job, **facts, held_out=asdict(found.held_out) if found.held_out else None)
     found.save(folder)
     write_report(folder, found)
     return folder, found
@@ -198,6 +205,7 @@ def searched(
     from hwnas.search import search
 
     score = SharedScorer(supernet, job.data)
+    sampler = predictor_sampler(job, plan, table, limits) if plan.predictor else plan.sampler
     measured: list[Candidate] = []
     attempt = 0
     while True:
@@ -213,7 +221,7 @@ def searched(
             trials=trials,
             storage=plan.storage or folder / "study.db",
             name=f"{folder.name}-{digest[:8]}",  # with a new table the search begins anew
-            sampler=plan.sampler,
+            sampler=sampler,
             seed=job.seed,
             weights=weights,
             limits=limits,
@@ -226,10 +234,36 @@ def searched(
         )
         for note in result.notes:
             job.listener.note(note)
+        if held_out := held_out_of(job, plan, result):
+            job.listener.note(held_out.text)
         new, table = _measured_finalists(job, plan, result, table, measured, device, limits)
         measured += new
         if attempt == SEARCH_ATTEMPTS or any(candidate.kept for candidate in measured):
             return result, measured, table
+
+
+def predictor_sampler(job: Job, plan: Plan, table: LatencyTable, limits: "Sequence[Limit]") -> "PredictorSampler":
+    """The sampler that draws `plan.predictor` architectures evenly and goes on by a predictor."""
+    from hwnas.feasible import feasible
+    from hwnas.lookup import array_predictor
+    from hwnas.predictor import PredictorSampler
+
+    assert plan.predictor
+    draws = feasible(job.space, array_predictor(table, job.space), plan.budget_ms)
+    return PredictorSampler(draws, table.predictor(job.space), first=plan.predictor, seed=job.seed, limits=limits)
+
+
+def held_out_of(job: Job, plan: Plan, result: "SearchResult") -> HeldOut | None:
+    """How well a predictor does on the architectures that were drawn evenly; `None` if the search had none."""
+    import numpy as np
+
+    from hwnas.predictor import LEAST_FIRST, held_out
+
+    first = sorted(result.scored, key=lambda scored: scored.number)[: plan.predictor or 0]
+    if len(first) < LEAST_FIRST:
+        return None
+    codes = np.array([job.space.encode(scored.architecture) for scored in first])
+    return held_out(job.space, codes, np.array([scored.accuracy for scored in first]), job.seed)
 
 
 def _trial_listener(job: Job, trials: int) -> Callable[["Scored", int], None]:

@@ -269,6 +269,8 @@ def _pareto(result: RunResult, svg: str) -> str:
         f"{len(pareto_set(result.scored))} of {len(result.scored):,} are in the Pareto set: no other is at least as "
         "fast and more accurate. The search holds the upper bound, not the estimate, to the budget."
     )
+    if result.held_out:
+        words += f" A predictor, trained on the first {result.held_out.count}, chose the others. {result.held_out.text}"
     if hidden:
         words += f" Not shown: {hidden:,} less accurate than {percent_text(accuracy_floor(result))}."
     return _section("Accuracy and latency", svg, _paragraph(words))

@@ -109,6 +109,33 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """How well a predictor of accuracy did on scored architectures that it was not fitted on.
+
+    Attributes:
+        count: architectures, each of them held out once.
+        error: root of the mean squared error, as a share of the images.
+        spread: standard deviation of their accuracies: the error of one who always says the mean.
+        tau, low, high: Kendall's tau between predicted and scored accuracy, and the ends of its 95 % interval.
+    """
+
+    count: int
+    error: float
+    spread: float
+    tau: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        return (
+            f"On {self.count} architectures, each held out, the predictor errs by {100 * self.error:.2g} points of "
+            f"accuracy (their spread: {100 * self.spread:.2g}) and ranks them with a Kendall tau of {self.tau:.2f} "
+            f"(95 % interval {self.low:.2f} to {self.high:.2f})."
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """Everything that the report of a run shows.
 
@@ -123,6 +150,7 @@ class RunResult:
         proof: of the exported model.
         baselines: further rows of the comparison; empty without `--baselines`.
         seconds: wall time of each stage that ran, by name.
+        held_out: how well the predictor did that guided the search; without one there is none.
     """
 
     space: str
@@ -142,6 +170,7 @@ class RunResult:
     proof: Proof
     baselines: tuple[Compared, ...]
     seconds: dict[str, float]
+    held_out: HeldOut | None = None
 
     def save(self, folder: Path) -> None:
         write_text(folder / "result.json", json.dumps(asdict(self), indent=1))
@@ -162,6 +191,7 @@ def load_result(folder: Path) -> RunResult:
         data["winner"] = Compared(**_timed(data["winner"]))
         data["baselines"] = tuple(Compared(**_timed(row)) for row in data["baselines"])
         data["proof"] = Proof(**_timed(data["proof"]))
+        data["held_out"] = HeldOut(**data["held_out"]) if data.get("held_out") else None
         return RunResult(**data)
     except (ValueError, KeyError, TypeError) as error:
         raise HwnasError(

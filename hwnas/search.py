@@ -106,7 +106,7 @@ def search(
     trials: int,
     storage: str | Path,
     name: str,
-    sampler: str = "evolution",
+    sampler: str | BaseSampler = "evolution",
     seed: int = 0,
     weights: Weights | None = None,
     limits: Sequence[Limit] = (),
@@ -127,7 +127,7 @@ def search(
         trials: architectures scored in the study in total, those of earlier runs included.
         storage: a SQLite file, made if missing, or the URL of a database that Optuna can use.
         name: of the study.
-        sampler: one of `SAMPLERS`.
+        sampler: one of `SAMPLERS`, or one that was made, which has its own seed, weights and limits.
         seed: the same seed and study give the same proposals.
         weights: how often the sampler `evolution` draws each value of each place; see `EvolutionSampler`.
         limits: hard constraints beside the budget.
@@ -223,13 +223,13 @@ def scored_of(space: SearchSpace, trial: FrozenTrial) -> Scored:
 # ---- before the search -----------------------------------------------------------------------------------------------
 
 
-def check_settings(budget_ms: float, trials: int, sampler: str) -> None:
+def check_settings(budget_ms: float, trials: int, sampler: str | BaseSampler) -> None:
     """Raises `HwnasError` for a setting that makes no sense."""
     if not (math.isfinite(budget_ms) and budget_ms > 0):
         raise HwnasError(f"The budget is a number of milliseconds above 0. It is {budget_ms}.")
     if trials < 1:
         raise HwnasError(f"At least one architecture must be scored. The number of trials is {trials}.")
-    if sampler not in SAMPLERS:
+    if isinstance(sampler, str) and sampler not in SAMPLERS:
         raise HwnasError(f"The sampler is one of {', '.join(SAMPLERS)}. It is '{sampler}'.")
 
 
@@ -304,7 +304,7 @@ def check_limits(
 
 
 def make_sampler(
-    name: str,
+    name: str | BaseSampler,
     space: SearchSpace,
     latency: Callable[[Architecture], Prediction],
     budget_ms: float,
@@ -313,6 +313,8 @@ def make_sampler(
     limits: Sequence[Limit] = (),
 ) -> BaseSampler:
     """The sampler of that name; Optuna's read the budget from the constraint that each trial carries."""
+    if isinstance(name, BaseSampler):
+        return name
     if name == "evolution":
         return EvolutionSampler(space, latency, budget_ms, seed=seed, weights=weights, limits=limits)
     stock = {"tpe": TPESampler, "nsgaii": NSGAIISampler, "random": RandomSampler}

@@ -73,6 +73,7 @@ FLOORS = {
     "cautions": 5,
     "evolution": 5,
     "feasible": 5,
+    "predictor": 6,
     "export": 5,
     "guideline_prior": 4,
     "guideline_profiling": 5,
@@ -228,7 +229,9 @@ def test_a_runtime_is_one_file_that_can_go_to_a_board_too(room: str):
     assert "hwnas" not in libraries(source)
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if FLOORS.get(room, 9) <= 2 or room in ("latency", "search")])
+@pytest.mark.parametrize(
+    "room", [room for room in ROOMS if FLOORS.get(room, 9) <= 2 or room in ("latency", "search", "predictor")]
+)
 def test_what_plans_and_searches_reaches_no_framework(room: str):
     frameworks = {"jax", "flax", "optax", "orbax", "grain", "onnx", "onnxruntime"}
     for other in reached(room):
