@@ -108,9 +108,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
     check_first(plan.predictor, plan.trials, plan.sampler, plan.guidelines)
     check_limit_settings(plan.memory_mb, plan.size_mb)
     if plan.from_scratch and not job.retrain_epochs:
-        raise HwnasError(
-            "--from-scratch starts from new weights; --retrain-epochs 0 leaves them so. Give 1 or more."
-        )
+        raise HwnasError("--from-scratch starts from new weights; --retrain-epochs 0 leaves them so. Give 1 or more.")
     folder = folder or run_folder(job, plan)
     seconds: dict[str, float] = {}
     with open_device(job.device) as device:

@@ -19,12 +19,13 @@ from hwnas.runs import RunResult, load_result
 from hwnas.space import SearchSpace, lower
 from hwnas.space_toml import load_space, shipped_spaces
 from hwnas.stages import load_settings
+from hwnas.supernet_file import file_facts, shipped_supernets
 from hwnas.working_set import working_bytes
 
 
 def facts_of(what: str) -> dict[str, Any]:
     """Facts for a person or a program, by name; `HwnasError` if `what` is nothing that hwnas knows."""
-    path = Path(what)
+    path = shipped_supernets().get(what, Path(what))
     if what in shipped_spaces() or path.suffix == ".toml":
         return space_facts(load_space(what))
     if what in REFERENCE:
@@ -34,14 +35,12 @@ def facts_of(what: str) -> dict[str, Any]:
     if not path.exists():
         raise HwnasError(
             f"There is nothing called '{what}'. Show a run's folder or its architecture.json, a latency table (.json), "
-            f"a model (.onnx), a supernet (.safetensors), a space ({', '.join(shipped_spaces())}, or a .toml file), or "
-            f"a network such as {next(iter(REFERENCE))}."
+            f"a model (.onnx), a supernet ({', '.join(shipped_supernets())}, or a .safetensors file), a space "
+            f"({', '.join(shipped_spaces())}, or a .toml file), or a network such as {next(iter(REFERENCE))}."
         )
     if path.suffix == ".onnx":
         return model_facts(path)
     if path.suffix == ".safetensors":
-        from hwnas.supernet_file import file_facts
-
         return file_facts(path)
     return network_facts(found_network(path)) if _is_architecture(path) else table_facts(load_table(path))
 

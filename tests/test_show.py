@@ -140,6 +140,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, found: dict[str, Any
         facts_of(str(run))
 
 
+def test_a_supernet_that_comes_with_hwnas_is_shown_by_its_name():
+    facts = facts_of("cifar10")
+    assert (facts["space"], facts["data"], len(facts["classes"])) == ("shufflenet-cifar", "cifar10", 10)
+
+
 def test_a_name_that_means_nothing_is_refused_with_all_that_can_be_shown():
     with pytest.raises(HwnasError, match=r"nothing called 'shufflenet-tinny'.*\.onnx.*shufflenet-tiny"):
         facts_of("shufflenet-tinny")
