@@ -18,8 +18,8 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from hwnas.accuracy_predictor import features, upper_confidence
 from hwnas.latency import Prediction
+from hwnas.linear_model import features, upper_confidence
 from hwnas.space import Architecture, SearchSpace
 
 Code = tuple[int, ...]
@@ -302,5 +302,5 @@ class EvolutionSampler(BaseSampler):
         raise NothingLeftError(f"Every architecture of {self.space.name} within {self.budget_ms:g} ms is proposed.")
 
     def features(self, codes: Sequence[Code]) -> np.ndarray:
-        """`accuracy_predictor.features` of encodings, `[N, F]`."""
+        """`linear_model.features` of encodings, `[N, F]`."""
         return features(self.space, codes, [self.upper_ms(code) for code in codes])

@@ -23,7 +23,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from hwnas.accuracy_predictor import features, held_out_error
 from hwnas.errors import HwnasError
 from hwnas.evolution import (
     Code,
@@ -187,20 +186,7 @@ def summarise(space: SearchSpace, trials: list[FrozenTrial], budget_binds: bool,
         (scored_of(space, trial) for trial in trials),
         key=lambda s: (-s.accuracy, s.prediction.latency_ms, s.number),
     )
-    return SearchResult(tuple(scored), pareto_set(scored), budget_binds, (*notes, *predictor_note(space, scored)))
-
-
-def predictor_note(space: SearchSpace, scored: list[Scored]) -> list[str]:
-    """How well the sampler's linear model predicts architectures of the study it has not seen, if that is known."""
-    codes = [space.encode(one.architecture) for one in scored]
-    known = features(space, codes, [one.prediction.upper_ms for one in scored])
-    error = held_out_error(known, [one.accuracy for one in scored])
-    if error is None:
-        return []
-    return [
-        f"The accuracy predictor that guides the evolution is off by {error.mean_absolute:.3g} on held-out "
-        f"architectures of this search (their mean as a guess: {error.guess:.3g}); Kendall tau {error.ranks.text}."
-    ]
+    return SearchResult(tuple(scored), pareto_set(scored), budget_binds, tuple(notes))
 
 
 def pareto_set(scored: list[Scored]) -> tuple[Scored, ...]:

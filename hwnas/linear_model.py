@@ -1,24 +1,18 @@
-"""Accuracy from an architecture's encoding: a Bayesian linear model of the architectures that are scored.
+"""Accuracy from an architecture's encoding: a Bayesian linear model of the scored ones; evolution picks children by it.
 
-It needs no training beyond one singular value decomposition, and says how far it can be trusted on architectures it
-has not seen: `held_out_error` fits it on four fifths of the scored ones and asks it for the others, five times.
+It needs no training beyond one singular value decomposition, and tells how sure it is of each.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.ranking import RankCorrelation, rank_correlation
 from hwnas.space import SearchSpace
 
 NOISE_RATIOS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Variance of the noise over that of a choice's effect: the linear model takes the likeliest of these."""
-FOLDS = 5
-LEAST_SCORED = 20
-"""With fewer scored architectures the held-out error says too little."""
 
 Floats = NDArray[np.float64]
 
@@ -68,38 +62,3 @@ def upper_confidence(known: Floats, values: Sequence[float], asked: Floats) -> F
     """Mean plus one standard deviation of `predicted`, `[M]`."""
     mean, deviation = predicted(known, values, asked)
     return mean + deviation
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutError:
-    """How well accuracies are predicted of architectures that the predictor has not seen.
-
-    Attributes:
-        mean_absolute: error of the predicted accuracy.
-        guess: the same of predicting the mean of the seen ones for all.
-        ranks: predicted against scored.
-    """
-
-    mean_absolute: float
-    guess: float
-    ranks: RankCorrelation
-
-
-def held_out_error(known: Floats, values: Sequence[float]) -> HeldOutError | None:
-    """Each architecture predicted from the other folds alone; None of fewer than `LEAST_SCORED`.
-
-    Args:
-        known: features of what is scored, `[N, F]`.
-        values: the scores, `[N]`.
-    """
-    y = np.asarray(values, dtype=float)
-    if len(y) < LEAST_SCORED:
-        return None
-    fold = np.random.default_rng(0).permutation(len(y)) % FOLDS
-    mean, guess = np.empty(len(y)), np.empty(len(y))
-    for number in range(FOLDS):
-        held = fold == number
-        mean[held] = predicted(known[~held], y[~held].tolist(), known[held])[0]
-        guess[held] = y[~held].mean()
-    ranks = rank_correlation(mean.tolist(), y.tolist())
-    return HeldOutError(float(np.abs(mean - y).mean()), float(np.abs(guess - y).mean()), ranks)
