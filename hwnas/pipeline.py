@@ -78,6 +78,7 @@ def run_folder(job: Job, plan: Plan) -> Path:
     settings = f"{job.device}-{plan.budget_ms:g}ms" + (f"-t{job.threads}" if job.threads > 1 else "")
     settings += (f"-b{job.batch}" if job.batch > 1 else "") + ("-scratch" if plan.from_scratch else "")
     settings += f"-{plan.guidelines}" if plan.guidelines != "off" else ""
+    settings += f"-predictor{plan.predictor}" if plan.predictor else ""
     for name, most_mb in (("memory", plan.memory_mb), ("size", plan.size_mb)):
         settings += f"-{name}-{most_mb:g}MB" if most_mb is not None else ""
     return job.runs / f"{supernet.removeprefix('supernet-')}-{file_name(settings)}"
@@ -227,6 +228,7 @@ def searched(
                 "table_sha256": digest,
                 "supernet": supernet_folder(job, supernet_recipe(job)).name,
                 "guidelines": plan.guidelines,
+                **({"predictor": str(plan.predictor)} if plan.predictor else {}),  # its first trials are drawn evenly
             },
             on_trial=_trial_listener(job, trials),
         )
