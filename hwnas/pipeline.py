@@ -103,6 +103,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
     from hwnas.predictor import check_first
     from hwnas.report import write_report
     from hwnas.search import check_budget, check_settings
+    from hwnas.supernet_file import check_supernet
 
     check_settings(plan.budget_ms, plan.trials, plan.sampler)
     check_setting(plan.guidelines, plan.sampler)
@@ -110,6 +111,8 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
     check_limit_settings(plan.memory_mb, plan.size_mb)
     if plan.from_scratch and not job.retrain_epochs:
         raise HwnasError("--from-scratch starts from new weights; --retrain-epochs 0 leaves them so. Give 1 or more.")
+    if job.supernet:  # before minutes go into a table
+        check_supernet(Path(job.supernet), job.space, job.data.classes)
     folder = folder or run_folder(job, plan)
     seconds: dict[str, float] = {}
     with open_device(job.device) as device:

@@ -100,7 +100,10 @@ class Job:
             raise HwnasError(f"The learning rate is a number above 0, such as 0.05. It is {self.learning_rate}.")
         if self.within_ms is not None and not (math.isfinite(self.within_ms) and self.within_ms > 0):
             raise HwnasError(f"--within-ms is a number of milliseconds above 0. It is {self.within_ms}.")
-        check_paths(method(self.method), self.paths)
+        how = method(self.method)
+        paths = check_paths(how, self.paths)
+        if self.within_ms is not None:  # not every method takes a limit, and that is said before anything is measured
+            how.sampler(self.space, lambda _: (), self.seed, paths)
 
 
 def tables_folder() -> Path:

@@ -74,6 +74,21 @@ def read_supernet(path: Path, space: SearchSpace, classes: Sequence[str]) -> "Su
 
     from hwnas.supernet import Supernet
 
+    arrays = check_supernet(path, space, classes)
+    graph, state = nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)
+    leaves = []
+    for name, leaf in _named_leaves(state):
+        found = arrays.get(name, np.zeros(leaf.shape if not leaf.size else 0, np.float16))  # empty ones are left out
+        if found.shape != leaf.shape:
+            raise HwnasError(
+                f"{path} is damaged: {name} has the shape {list(found.shape)}, not {list(leaf.shape)}. Get it again."
+            )
+        leaves.append(jax.numpy.asarray(found, jax.numpy.float32))
+    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+def check_supernet(path: Path, space: SearchSpace, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of a supernet's file; `HwnasError` as of `read_supernet`, without a network to put them in."""
     metadata, arrays = _read(path)
     if metadata["space_digest"] != space.digest:
         raise HwnasError(
@@ -85,16 +100,7 @@ def read_supernet(path: Path, space: SearchSpace, classes: Sequence[str]) -> "Su
             f"{path} tells the classes {', '.join(trained_on)} apart, and the data has {', '.join(classes)}. "
             "Give the data that it was trained on."
         )
-    graph, state = nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)
-    leaves = []
-    for name, leaf in _named_leaves(state):
-        found = arrays.get(name, np.zeros(leaf.shape if not leaf.size else 0, np.float16))  # empty ones are left out
-        if found.shape != leaf.shape:
-            raise HwnasError(
-                f"{path} is damaged: {name} has the shape {list(found.shape)}, not {list(leaf.shape)}. Get it again."
-            )
-        leaves.append(jax.numpy.asarray(found, jax.numpy.float32))
-    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
+    return arrays
 
 
 def file_facts(path: Path) -> dict[str, Any]:

@@ -106,7 +106,18 @@ def test_a_search_takes_a_supernet_from_a_file_and_trains_none(
     assert json.loads((folder / "run.json").read_text())["supernet"] == str(file.resolve())
     answer = hwnas("search", "--budget-ms", 1, "--space", here.space, "--supernet", tmp_path / "none")
     assert answer.status == 2
-    assert "There is no supernet at" in answer.err
+    assert "There is no supernet '" in answer.err
+
+
+def test_what_cannot_be_searched_is_refused_before_anything_is_measured(here: Home, found: dict[str, Any]):
+    (file,) = (here.folder / "runs").glob("supernet-*/supernet.safetensors")
+    stages: list[str] = []
+    job = make_job("shufflenet-tiny", "digits", listener=Listener(stages.append), supernet=str(file))
+    with pytest.raises(HwnasError, match="differs from this shufflenet-tiny"):
+        find(job, Plan(1000))
+    assert not stages
+    with pytest.raises(HwnasError, match="Train with single-path"):
+        make_job("shufflenet-tiny", "digits", method="fair", within_ms=1.0)
 
 
 @pytest.fixture(params=shipped_supernets())
