@@ -36,8 +36,6 @@ TRAINING, VALIDATION = (int(os.environ.get(f"METHODS_{name}", "1000")) for name 
 VARIANTS = os.environ.get(
     "METHODS_VARIANTS", "single-path/16/1024/0.4 single-path/16/1024/1.6 single-path/8/512/0.8 sandwich/8/128/0.8"
 )
-WAIT_FOR = os.environ.get("METHODS_WAIT_FOR", "")
-"""A file that must be there before anything is timed; compiling does not wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +97,6 @@ def run(name: str) -> Result:
     prepare_process(FOLDER / "compiled")
     compile_steps(variants, space, data)
     print(f"{time.monotonic() - begun:6.1f} s  compiled", flush=True)
-    while WAIT_FOR and not Path(WAIT_FOR).exists():
-        time.sleep(0.2)
     details: dict[str, object] = {}
     best, scorer = 0.0, None
     for variant in variants:

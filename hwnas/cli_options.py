@@ -5,28 +5,18 @@ from typing import Annotated
 
 import typer
 
-Space = Annotated[str, typer.Option("--space", help="A search space: a name that comes with hwnas, or a TOML file.")]
-SpaceOrSupernets = Annotated[
+SPACE_HELP = "A search space: a name that comes with hwnas, or a TOML file."
+DATA_HELP = "Images: digits, cifar10, fashion-mnist, eurosat, a folder by class, Parquet or .npz file."
+DEFAULT_SPACE, DEFAULT_DATA, DEFAULT_METHOD = "shufflenet-tiny", "digits", "single-path"
+
+Space = Annotated[str, typer.Option("--space", help=SPACE_HELP)]
+Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
+SearchedSpace = Annotated[
     str | None,
-    typer.Option(
-        "--space",
-        help="A search space: a name that comes with hwnas, or a TOML file.",
-        show_default="that of --supernet, or shufflenet-tiny",
-    ),
+    typer.Option("--space", help=SPACE_HELP, show_default=f"that of --supernet, or {DEFAULT_SPACE}"),
 ]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data", help="Images: digits, cifar10, fashion-mnist, eurosat, a folder by class, Parquet or .npz file."
-    ),
-]
-DataOrSupernets = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="Images: digits, cifar10, fashion-mnist, eurosat, a folder by class, Parquet or .npz file.",
-        show_default="those of --supernet, or digits",
-    ),
+SearchedData = Annotated[
+    str | None, typer.Option("--data", help=DATA_HELP, show_default=f"that of --supernet, or {DEFAULT_DATA}")
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that a run of the model may use.")]
@@ -63,5 +53,3 @@ Processes = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-
-DEFAULT_SPACE, DEFAULT_DATA, DEFAULT_METHOD = "shufflenet-tiny", "digits", "single-path"

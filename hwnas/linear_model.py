@@ -17,13 +17,17 @@ NOISE_RATIOS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 Floats = NDArray[np.float64]
 
 
+def one_hot(space: SearchSpace, codes: np.ndarray, counts: np.ndarray | float = 1.0) -> Floats:
+    """`[N, sum of the radices]`: for each place of encodings `[N, places]` what it `counts` at its value, else zero."""
+    starts = np.concatenate([[0], np.cumsum(space.radices)])
+    found = np.zeros((len(codes), starts[-1]))
+    found[np.arange(len(codes))[:, None], starts[:-1] + codes] = counts
+    return found
+
+
 def features(space: SearchSpace, codes: Sequence[Sequence[int]], upper_ms: Sequence[float]) -> Floats:
     """`[N, F]`: each place one-hot, and the logarithm of the upper estimate, which stands for capacity."""
-    starts = np.concatenate([[0], np.cumsum(space.radices)])
-    found = np.zeros((len(codes), starts[-1] + 1))
-    found[np.arange(len(codes))[:, None], starts[:-1] + np.array(codes)] = 1.0
-    found[:, -1] = [2 * math.log(max(ms, 1e-9)) for ms in upper_ms]
-    return found
+    return np.column_stack([one_hot(space, np.array(codes)), [2 * math.log(max(ms, 1e-9)) for ms in upper_ms]])
 
 
 def predicted(known: Floats, values: Sequence[float], asked: Floats) -> tuple[Floats, Floats]:

@@ -159,8 +159,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         held_out=held_out_of(job, plan, result),
     )
     write_text(folder / "architecture.json", architecture.to_json())
-    facts = {"plan": asdict(plan), "table": str(path), "checkpoints": winner.checkpoints}
-    save_settings(folder, job, **facts, held_out=asdict(found.held_out) if found.held_out else None)
+    save_settings(folder, job, plan=asdict(plan), table=str(path), checkpoints=winner.checkpoints)
     found.save(folder)
     write_report(folder, found)
     return folder, found
@@ -237,8 +236,6 @@ def searched(
         )
         for note in result.notes:
             job.listener.note(note)
-        if held_out := held_out_of(job, plan, result):
-            job.listener.note(held_out.text)
         new, table = _measured_finalists(job, plan, result, table, measured, device, limits)
         measured += new
         if attempt == SEARCH_ATTEMPTS or any(candidate.kept for candidate in measured):

@@ -18,6 +18,7 @@ from hwnas.errors import HwnasError
 from hwnas.evolution import Code, EvolutionSampler, Limit
 from hwnas.feasible import Feasible
 from hwnas.latency import Prediction
+from hwnas.linear_model import one_hot
 from hwnas.ranking import rank_correlation
 from hwnas.runs import HeldOut
 from hwnas.space import CHOICES, Architecture, SearchSpace
@@ -88,9 +89,7 @@ def fitted(space: SearchSpace, codes: Codes, accuracies: Floats) -> Predictor:
         codes: canonical encodings, `[N, places]`.
         accuracies: theirs, `[N]`.
     """
-    starts = np.concatenate([[0], np.cumsum(space.radices)])
-    features = np.zeros((len(codes), starts[-1]))
-    features[np.arange(len(codes))[:, None], starts[:-1] + codes] = there(space, codes)
+    features = one_hot(space, codes, there(space, codes))
     centre, mean = features.mean(0), float(accuracies.mean())
     u, s, vt = np.linalg.svd(features - centre, full_matrices=False)
     turned = u.T @ (accuracies - mean)
@@ -147,20 +146,20 @@ def best_predicted(feasible: Feasible, predictor: Predictor, start: Codes, seed:
         """Each once, by 63-bit digests: two that share one by chance would count as one."""
         return codes[np.unique(codes @ factors, return_index=True)[1]]
 
-    found = distinct(start)
-    barren = 0
+    def best_first(codes: Codes) -> Codes:
+        return codes[np.argsort(-predictor(codes), kind="stable")]
+
+    found, barren = best_first(distinct(start)), 0
     while len(found) < CANDIDATES and barren < BARREN:
-        order = np.argsort(-predictor(found), kind="stable")
-        parents = found[order[:PARENTS]]
+        parents = found[:PARENTS]
         mother, father = parents[rng.integers(len(parents), size=(2, CHILDREN))]
         children = np.where(rng.random(mother.shape) < 0.5, mother, father)
         drawn = rng.integers(radices, size=children.shape)
         children = np.where(rng.random(children.shape) < rate, drawn, children)
         children = distinct(children * there(space, children))
         children = children[feasible.predictor(children)[1] <= feasible.budget_ms]
-        before, found = len(found), distinct(np.concatenate([found, children]))
+        before, found = len(found), best_first(distinct(np.concatenate([found, children])))
         barren = barren + 1 if len(found) - before < CHILDREN / 100 else 0
-    found = found[np.argsort(-predictor(found), kind="stable")]
     return found[:CANDIDATES]
 
 

@@ -21,10 +21,15 @@ STAGE_FIELDS = ("depth", "width")
 T = TypeVar("T")
 
 
+def shipped_folder(name: str) -> Path:
+    """Where a folder that comes with hwnas lies: in the wheel, or at the top of a checkout."""
+    packaged = Path(str(resources.files("hwnas"))) / name
+    return packaged if packaged.is_dir() else packaged.parents[1] / name
+
+
 def space_folder() -> Path:
-    """Where the spaces that come with hwnas lie: in the wheel, or at the top of a checkout."""
-    packaged = Path(str(resources.files("hwnas"))) / "search_spaces"
-    return packaged if packaged.is_dir() else packaged.parents[1] / "search_spaces"
+    """Where the spaces that come with hwnas lie."""
+    return shipped_folder("search_spaces")
 
 
 def shipped_spaces() -> tuple[str, ...]:

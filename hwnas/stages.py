@@ -25,6 +25,7 @@ from hwnas.network import Network
 from hwnas.runs import Proof, Requirement, Timing, write_bytes, write_text
 from hwnas.space import Architecture, SearchSpace
 from hwnas.space_toml import load_space
+from hwnas.supernet_file import supernet_path
 
 if TYPE_CHECKING:
     from hwnas.data import DataSet
@@ -265,10 +266,7 @@ def draw_within(job: Job, table: LatencyTable | None) -> Draw | None:
 
 
 def _file_digest(path: str) -> str:
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise HwnasError(f"There is no supernet at {path} ({error.strerror}). Give a supernet.safetensors.") from None
+    return hashlib.sha256(supernet_path(path).read_bytes()).hexdigest()
 
 
 def supernet_recipe(job: Job) -> "Recipe":

@@ -7,7 +7,6 @@ on. Safetensors holds arrays and text only, so that a file from anyone can be op
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from hwnas.errors import HwnasError
 from hwnas.runs import write_bytes
 from hwnas.space import SearchSpace
+from hwnas.space_toml import shipped_folder
 
 if TYPE_CHECKING:
     from hwnas.supernet import Supernet
@@ -25,9 +25,7 @@ FORMAT = "hwnas supernet 1"
 
 def shipped_supernets() -> dict[str, Path]:
     """The files of the supernets that come with hwnas, by name; beside each lies its model card."""
-    packaged = Path(str(resources.files("hwnas"))) / "supernets"
-    folder = packaged if packaged.is_dir() else packaged.parents[1] / "supernets"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return {path.stem: path for path in sorted(shipped_folder("supernets").glob("*.safetensors"))}
 
 
 def supernet_path(name_or_path: str) -> Path:

@@ -384,7 +384,10 @@ class _Guard:
 
 
 def _learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """The learning rate of each step: linear warm-up, then a cosine to zero."""
+    """The learning rate of each step: linear warm-up, then a cosine to zero.
+
+    Python computes it: optax's schedule would wait for the device at each step, and rounds as XLA compiled it.
+    """
     rising = max(1, round(recipe.warm_up * steps))
     falling = max(1, steps - rising)
 

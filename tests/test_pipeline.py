@@ -124,6 +124,18 @@ def test_the_same_search_again_trains_nothing_and_finds_the_same(here: Home, fou
     assert result.proof.table_sha256 == found["proof"]["table_sha256"]
 
 
+def test_a_search_by_predictor_tells_its_held_out_error_everywhere(here: Home, found: dict[str, Any], tmp_path: Path):
+    folder, result = find(tiny_job(here, copied_runs(here, tmp_path)), Plan(1000, trials=12, predictor=10))
+    told = result.held_out
+    assert folder.name == f"{found['run'].name}-predictor10"
+    assert told
+    assert told.count == 10
+    assert told.low <= told.tau <= told.high
+    assert len(result.scored) == 12
+    assert load_result(folder).held_out == told
+    assert f"Kendall tau of {told.tau:.2f}" in (folder / "report.html").read_text()
+
+
 def test_a_job_that_is_stopped_again_and_again_goes_on_and_finds_the_same(
     here: Home, found: dict[str, Any], tmp_path: Path
 ):

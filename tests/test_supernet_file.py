@@ -116,6 +116,9 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_measured(here: Ho
     with pytest.raises(HwnasError, match="differs from this shufflenet-tiny"):
         find(job, Plan(1000))
     assert not stages
+    with pytest.raises(HwnasError, match="--retrain-epochs 0 leaves them so"):
+        find(replace(job, retrain_epochs=0), Plan(1000, from_scratch=True))
+    assert not stages
     with pytest.raises(HwnasError, match="Train with single-path"):
         make_job("shufflenet-tiny", "digits", method="fair", within_ms=1.0)
 

@@ -357,6 +357,15 @@ def test_the_learning_rate_rises_in_the_warm_up_and_falls_to_zero():
     assert rates[-1] == pytest.approx(0, abs=1e-6)
 
 
+def test_a_network_that_is_trained_for_no_epoch_is_kept_as_it_was_given(tmp_path: Path):
+    given = new_network()
+    train(given, made_up_data(), Recipe(epochs=0), tmp_path)
+    kept = trained_already(new_network(), tmp_path)
+    assert kept is not None
+    for name, weight in given.weights.items():
+        np.testing.assert_array_equal(kept.weights[name][...], weight[...])
+
+
 def test_progress_counts_steps_and_images(tmp_path: Path):
     seen: list[Progress] = []
     train(new_network(), made_up_data(), RECIPE, tmp_path, on_step=seen.append)
