@@ -1,37 +1,35 @@
-"""Where models are timed: a device runs `measure.py` as a child process and speaks JSON lines with it.
+"""Where models are timed: a device hands requests to a measuring process here or on a board, and reads its answers.
 
-A child that dies or stops answering costs the group it was timing, not the session: the next request starts a new one.
+A process that dies or stops answering costs the group it was timing, not the session: the next request starts
+another.
 """
 
 import base64
 import json
-import os
-import queue
-import signal
-import subprocess
+import shlex
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from hwnas.calibration import Measurement
-from hwnas.errors import HwnasError
+from hwnas.errors import DeviceError, DeviceLostError, HwnasError
 from hwnas.latency import Conditions
-from hwnas.runtimes import RUNTIMES, command_of, local_name
+from hwnas.lines import Line, Tries, one_line
+from hwnas.registry import Entry, registered
+from hwnas.runtimes import RUNTIMES, board_program, command_of, local_name, packages_of
+from hwnas.ssh import SshLine
 
 ATTEMPTS = 3
 """How often a model is timed for which the machine was too disturbed."""
 
-
-class DeviceError(HwnasError):
-    """A device that died, stopped answering, or could not run a model."""
+CONDITIONS_S = 120.0
+"""How long a device may take to start and say what it is."""
 
 
 class MemoryNotShownError(DeviceError):
@@ -116,7 +114,7 @@ class GroupFacts:
 
 
 class Device:
-    """A processor and a runtime that time ONNX models, behind a child process that is started when it is needed.
+    """A processor and a runtime that time ONNX models, at the other end of a line.
 
     Attributes:
         anchor_ms: what the anchor takes when nothing disturbs the machine, as far as is known. A samples counts only
@@ -124,11 +122,8 @@ class Device:
         groups: what was seen of the machine in each group so far.
     """
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
-        self.name = name
-        self._command = tuple(command)
-        self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.Queue[str] = queue.Queue()
+    def __init__(self, name: str, line: Line) -> None:
+        self.name, self.line = name, line
         self._busy = False
         self._threads: int | None = None
         self.anchor_ms: float | None = None
@@ -142,8 +137,7 @@ class Device:
         """
         if batch < 1:
             raise HwnasError(f"A batch has at least one image; {batch} were asked for.")
-        self._send({"conditions": True})
-        answer = self._receive(timeout_s=120)
+        answer = self._asked(CONDITIONS_S, lambda: {"conditions": True})
         if precision not in answer["precisions"]:
             raise HwnasError(f"{self.name} runs {' and '.join(answer['precisions'])}; '{precision}' it does not.")
         facts = answer["conditions"]
@@ -172,30 +166,70 @@ class Device:
         """
         folder = tempfile.TemporaryDirectory(prefix="hwnas-models-")
         paths = [_as_file(model, Path(folder.name) / f"{index}.onnx") for index, model in enumerate(models)]
+
         anchor_path = _as_file(anchor_model(), Path(folder.name) / "anchor.onnx")
-        anchor = {"anchor": str(anchor_path), "anchor_ms": self.anchor_ms}
-        request = {"models": [str(path) for path in paths], **timing.request, **anchor}
-        self._send(request)
-        self._busy = True
-        return self._results(paths, timing, folder)
+
+        def begin(left: Sequence[Path]) -> None:
+            *placed, anchor = self._placed([*left, anchor_path], timing.threads)
+            self.line.send({"models": placed, **timing.request, "anchor": anchor, "anchor_ms": self.anchor_ms})
+
+        return self._results(paths, self._answers(paths, begin, timing.timeout_s), folder)
 
     def _results(
-        self, paths: list[Path], timing: Timing, folder: tempfile.TemporaryDirectory[str]
+        self,
+        paths: list[Path],
+        answers: Iterator[tuple[int, dict[str, Any]]],
+        folder: tempfile.TemporaryDirectory[str],
     ) -> Iterator[tuple[int, Measurement]]:
         failures: list[str] = []
         unsteady = 0
         with folder:
-            while "done" not in (answer := self._receive(timing.timeout_s)):
+            for index, answer in answers:
                 if "samples_ms" in answer:
                     unsteady += answer["pace"] > 1
-                    yield answer["model"], Measurement(tuple(answer["samples_ms"]), answer["pace"])
+                    yield index, Measurement(tuple(answer["samples_ms"]), answer["pace"])
+                elif "error" in answer:
+                    failures.append(f"{paths[index].name}: {answer['error']}")
                 else:
-                    failures.append(f"{paths[answer['model']].name}: {answer['error']}")
-        self._busy = False
-        self.anchor_ms = answer["anchor_ms"]
-        self.groups.append(GroupFacts.read(answer, unsteady))
+                    self.anchor_ms = answer["anchor_ms"]
+                    self.groups.append(GroupFacts.read(answer, unsteady))
         if failures:
             raise DeviceError(f"{len(failures)} of {len(paths)} models do not run on {self.name}: {failures[0]}")
+
+    def _answers(
+        self, paths: Sequence[Path], begin: Callable[[Sequence[Path]], None], timeout_s: float
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Begins a request at once; the iterator gives each answer with the index of its file, the last with -1.
+
+        If the device is lost, the request is made again for the files that are not yet answered.
+        """
+        tries = Tries(self.line, timeout_s)
+        tries.run(lambda: begin(paths))
+        self._busy = True
+        return self._followed(paths, begin, timeout_s, tries)
+
+    def _followed(
+        self, paths: Sequence[Path], begin: Callable[[Sequence[Path]], None], timeout_s: float, tries: Tries
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        asked = left = list(range(len(paths)))
+        tries.heard()
+        while True:
+            try:
+                answer = self.line.receive(timeout_s)
+            except DeviceLostError as error:
+                tries.failed(error)
+                asked, again = left, [paths[index] for index in left]
+                tries.run(lambda again=again: begin(again))
+                self._busy = True
+                continue
+            if "model" not in answer:
+                self._busy = False
+                yield -1, answer
+                return
+            index = asked[answer["model"]]
+            left = [other for other in left if other != index]
+            yield index, answer
+            tries.heard()  # what was done with the answer is not the device's time
 
     def measure_steadily(
         self, models: Sequence[bytes | Path], timing: Timing = DEFAULT_TIMING
@@ -234,16 +268,19 @@ class Device:
         """
         with tempfile.TemporaryDirectory(prefix="hwnas-models-") as folder:
             paths = [_as_file(model, Path(folder) / f"{index}.onnx") for index, model in enumerate(models)]
-            self._send({"memory": list(map(str, paths)), "threads": timing.threads, "seed": timing.seed})
-            self._busy = True
-            while "done" not in (answer := self._receive(timing.timeout_s)):
+
+            def begin(left: Sequence[Path]) -> None:
+                placed = self._placed(left, timing.threads)
+                self.line.send({"memory": placed, "threads": timing.threads, "seed": timing.seed})
+
+            for index, answer in self._answers(paths, begin, timing.timeout_s):
                 if "not_shown" in answer:
                     raise MemoryNotShownError(f"{self.name} does not show the peak memory of a process.")
                 if "error" in answer:
-                    name, error = paths[answer["model"]].name, _one_line(answer["error"])
+                    name, error = paths[index].name, one_line(answer["error"])
                     raise DeviceError(f"The memory of {name} cannot be measured on {self.name}: {error}.")
-                yield answer["model"], answer["memory_bytes"]
-            self._busy = False
+                if "memory_bytes" in answer:
+                    yield index, answer["memory_bytes"]
 
     def outputs(self, model: bytes | Path, timing: Timing = DEFAULT_TIMING) -> list[np.ndarray]:
         """What a model computes from random inputs that the seed makes, the same on every device.
@@ -257,12 +294,14 @@ class Device:
         """
         with tempfile.TemporaryDirectory(prefix="hwnas-models-") as folder:
             path = _as_file(model, Path(folder) / "model.onnx")
-            self._send({"outputs": str(path), "threads": timing.threads, "seed": timing.seed})
-            self._busy = True
-            answer = self._receive(timing.timeout_s)
-            self._busy = False
+
+            def request() -> dict[str, Any]:
+                (placed,) = self._placed([path], timing.threads)
+                return {"outputs": placed, "threads": timing.threads, "seed": timing.seed}
+
+            answer = self._asked(timing.timeout_s, request)
         if "error" in answer:
-            raise DeviceError(f"{path.name} does not run on {self.name}: {_one_line(answer['error'])}.")
+            raise DeviceError(f"{path.name} does not run on {self.name}: {one_line(answer['error'])}.")
         coded = [(base64.b64decode(x["float32"]), x["shape"]) for x in answer["outputs"]]
         return [np.frombuffer(content, np.float32).reshape(shape) for content, shape in coded]
 
@@ -281,92 +320,55 @@ class Device:
         """
         with tempfile.TemporaryDirectory(prefix="hwnas-models-") as folder:
             path = _as_file(model, Path(folder) / "model.onnx")
-            self._send({"profile": str(path), **timing.request})
-            self._busy = True
-            while "round" in (answer := self._receive(timing.timeout_s)):
-                on_round(answer["round"])
-            self._busy = False
+
+            def request() -> dict[str, Any]:
+                return {"profile": self._placed([path], timing.threads)[0], **timing.request}
+
+            answer = self._asked(timing.timeout_s, request, on_round)
         if "error" in answer:
-            error = _one_line(answer["error"])
+            error = one_line(answer["error"])
             raise DeviceError(f"{path.name} does not run on {self.name}: {error}. Export it anew, or give another.")
         return answer
 
-    # ---- the child process ---------------------------------------------------------------------------------------
+    # ---- the line ------------------------------------------------------------------------------------------------
 
-    def _send(self, request: dict[str, Any]) -> None:
-        threads = request.get("threads", self._threads)
-        if self._busy or self._threads not in (None, threads):
-            self.close()  # nobody waits for what it is timing; and some runtimes cannot change their threads
+    def _asked(
+        self,
+        timeout_s: float,
+        request: Callable[[], dict[str, Any]],
+        on_round: Callable[[int], None] = lambda number: None,
+    ) -> dict[str, Any]:
+        """The answer to a request, which is made anew if the device is lost meanwhile."""
+        tries = Tries(self.line, timeout_s)
+
+        def once() -> dict[str, Any]:
+            self._end_if_busy()
+            self.line.send(request())
+            self._busy = True
+            while "round" in (answer := self.line.receive(timeout_s)):
+                tries.heard()
+                on_round(answer["round"])
+            self._busy = False
+            return answer
+
+        return tries.run(once)
+
+    def _placed(self, paths: Sequence[Path], threads: int) -> list[str]:
+        """The names by which the measuring process finds files, which are sent to where it is."""
+        if self._threads not in (None, threads):
+            self.close()  # some runtimes cannot change their threads
         self._threads = threads
-        process = self._process or self._start()
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-        except OSError:
-            self._fail("has died")
+        self._end_if_busy()
+        return self.line.placed(paths)
 
-    def _receive(self, timeout_s: float) -> dict[str, Any]:
-        try:
-            line = self._answers.get(timeout=timeout_s)
-        except queue.Empty:
-            self._fail(f"has not answered for {timeout_s:g} s")
-        if not line:
-            self._fail("has died")
-        answer = json.loads(line)
-        if "error" in answer and "model" not in answer:
-            raise DeviceError(f"The device {self.name} refuses: {_one_line(answer['error'])}.")
-        return answer
-
-    def _start(self) -> subprocess.Popen[str]:
-        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
-        process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the parent, which ends the child in its own time
-        )
-        self._process, self._answers = process, queue.Queue()
-        assert process.stdout is not None
-        self._reader = threading.Thread(target=_pump, args=(process.stdout, self._answers), daemon=True)
-        self._reader.start()
-        return process
-
-    def _fail(self, what: str) -> NoReturn:
-        last_words = self._end_process()
-        because = f" ({last_words})" if last_words else ""
-        raise DeviceError(
-            f"The measuring process of {self.name} {what}{because}. Run the command again: what was finished is kept."
-        )
-
-    @property
-    def process_id(self) -> int | None:
-        """The child process, if one is running."""
-        return self._process and self._process.pid
+    def _end_if_busy(self) -> None:
+        if self._busy:
+            self.close()  # nobody waits for what it is timing
 
     def close(self) -> None:
-        """Ends the child process; a later request starts another."""
-        self._end_process()
-
-    def _end_process(self) -> str:
-        """Ends the child process, if there is one; returns the last line that it wrote to its standard error."""
-        process, self._process, self._busy = self._process, None, False
-        if process is None:
-            return ""
-        with suppress(OSError):  # with the process in which it measures memory, if one hangs
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
-        self._reader.join()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-        with self._complaints as complaints:
-            complaints.seek(0)
-            return (complaints.read().strip().splitlines() or [""])[-1]
+        """Ends the measuring process; a later request starts another."""
+        self._busy = False
+        self.line.close()
 
     def __enter__(self) -> "Device":
         return self
@@ -377,17 +379,39 @@ class Device:
         self.close()
 
 
+NO_ARM = """There is no device 'arm' yet, and this machine has another processor. Three ways to go on:
+  a board that ssh reaches:    hwnas devices add arm USER@BOARD   (docs/devices.md starts from a bare Debian)
+  on an ARM machine itself:    install hwnas there and run the same command; its own processor is 'arm'
+  with no board at hand:       an emulated one shows that all works, though not how fast (docs/devices.md)"""
+
+
 def device(name: str) -> Device:
-    """The device of that name, such as those of `runtimes.RUNTIMES`; `HwnasError` if there is none."""
-    local = local_name(name)
-    if local is None:
-        raise HwnasError(f"There is no device '{name}'. The devices are: {', '.join(RUNTIMES)}.")
-    return Device(local, command_of(local))
+    """The device of that name: one of the registry, or one of this machine's, such as those of `runtimes.RUNTIMES`.
+
+    Raises:
+        HwnasError: there is none of that name; the message says how to go on.
+    """
+    known = {} if name in RUNTIMES else registered()
+    if name in known:
+        return Device(name, line_to(known[name][0]))
+    if local := local_name(name):
+        return Device(local, Line(local, command_of(local)))
+    if name == "arm":
+        raise HwnasError(NO_ARM)
+    raise HwnasError(
+        f"There is no device '{name}'. The devices are: {', '.join((*RUNTIMES, *known))}. "
+        f"Add one: hwnas devices add {name} USER@HOST"
+    )
 
 
-def _one_line(error: str) -> str:
-    """A runtime's words as part of a sentence of ours."""
-    return " ".join(error.split()).rstrip(".")
+def line_to(entry: Entry) -> Line:
+    """The line to a device of the registry."""
+    if not entry.is_local:
+        return SshLine(entry, board_program(entry.runtime), packages_of(entry.runtime))
+    command = command_of(entry.runtime)
+    python = shlex.split(entry.python) or [command[0]]
+    cores = {"HWNAS_CORES": json.dumps(entry.cores)} if entry.cores else {}
+    return Line(entry.name, (*python, *command[1:]), {**cores, "HWNAS_PYTHON": json.dumps(python)})
 
 
 @cache
@@ -408,10 +432,3 @@ def _as_file(model: bytes | Path, path: Path) -> Path:
         return model.absolute()
     path.write_bytes(model)
     return path
-
-
-def _pump(stream: IO[str], lines: "queue.Queue[str]") -> None:
-    """Moves lines into the queue; an empty one stands for the end of the stream."""
-    for line in stream:
-        lines.put(line)
-    lines.put("")

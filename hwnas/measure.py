@@ -1,11 +1,11 @@
-"""Times ONNX models in a runtime. This file runs alone on a board: it needs Python, numpy and onnxruntime only.
+"""Times ONNX models in a runtime. With three files beside it, it runs on a board that has numpy and onnxruntime only.
 
-    python measure.py [RUNTIME] < requests.jsonl
+    python hwnas/measure.py [RUNTIME] < requests.jsonl
 
 The runtime is ONNX Runtime with a provider (`cpu`, the default, `cuda`, `tensorrt`), or `NAME-WHERE`: the class
 `Runtime` of a file `runtime_NAME.py` beside this one. `gpu` is the first of `GPU` that works. `hwnas/runtimes.py` says
-what a runtime has. Each line of standard input is a request, each line of standard output a piece of the answer, both
-JSON.
+what a runtime has, and which files go to a board. Each line of standard input is a request, each line of standard
+output a piece of the answer, both JSON.
 
 `{"conditions": true}` is answered by what and where this is, `{"profile": "a.onnx", ...}` as `profile_model` says,
 `{"memory": ["a.onnx"], ...}` as `measure_memory` says, `{"outputs": "a.onnx", ...}` as `send_outputs` says. Any other
@@ -30,7 +30,6 @@ sampled again and again: a sample is steady if the anchor took its usual time be
 
 import base64
 import bisect
-import glob
 import importlib
 import itertools
 import json
@@ -40,12 +39,28 @@ import platform
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
+
+if __name__ == "__main__":  # the modules of this folder are those of the package
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [os.path.dirname(here), *(path for path in sys.path if path != here)]
+
+from hwnas.machine_facts import (
+    CORES,
+    celsius,
+    chip,
+    core_fact,
+    emulated,
+    load_average,
+    megahertz,
+    pin,
+    stolen_ticks,
+)
+from hwnas.node_profile import profile_of
 
 PACE_TOLERANCE = 1.1
 """A sample is steady if the anchor was at most so much slower than usual before or after it. A busy neighbour on the
@@ -162,6 +177,9 @@ class Machine:
 GPU = ("xla-gpu", "cuda")
 """What `gpu` stands for, the first choice first."""
 
+ONNX_RUNTIME = ("cpu", "cuda", "tensorrt")
+"""Runtimes that are ONNX Runtime's providers."""
+
 NO_GPU = (
     "there is no GPU here that JAX or ONNX Runtime can use ({}). On a machine with an NVIDIA driver: "
     "pip install 'jax[cuda13]'"
@@ -182,124 +200,19 @@ def make_runtime(name):
             except UnavailableError as error:
                 reasons.append(str(error))
         raise UnavailableError(NO_GPU.format("; ".join(reasons)))
-    if name in PROVIDERS:
-        return OnnxRuntime(name)
-    file, _, where = name.partition("-")
+    file, where = file_of(name)
     try:
-        return importlib.import_module(f"runtime_{file}").Runtime(where)
+        return importlib.import_module(f"hwnas.runtime_{file}").Runtime(where)
     except ImportError as error:
         raise UnavailableError(str(error)) from None
 
 
-PROVIDERS = {
-    "cpu": ("ONNX Runtime CPU", "CPUExecutionProvider"),
-    "cuda": ("ONNX Runtime CUDA", "CUDAExecutionProvider"),
-    "tensorrt": ("ONNX Runtime TensorRT", "TensorrtExecutionProvider"),
-}
-"""What a provider of ONNX Runtime is called in tables, and in ONNX Runtime."""
-
-RUNS_A_CALL = 16
-"""A GPU is given so many runs before it is waited for, so that it never waits for the processor."""
-
-
-class OnnxRuntime:
-    """ONNX Runtime with one of its providers; see `hwnas.runtimes.Runtime`."""
-
-    def __init__(self, provider):
-        try:
-            import onnxruntime
-        except ImportError:
-            raise UnavailableError("onnxruntime is not installed: pip install onnxruntime") from None
-        self.library = onnxruntime
-        self.name, self.provider = PROVIDERS[provider]
-        self.version = onnxruntime.__version__
-        self.on_processor = self.shows_memory = provider == "cpu"
-        self.precisions = ("fp32", "int8") if self.on_processor else ("fp32",)
-        self.openers = 1
-        self.launch_ms = 0.0
-        self.chip = chip() if self.on_processor else first_gpu()
-        if self.provider not in onnxruntime.get_available_providers():
-            raise UnavailableError(f"this ONNX Runtime has no {self.provider}: pip install onnxruntime-gpu")
-
-    def open(self, path, threads):
-        return OnnxModel(self.session(path, session_options(threads)), on_gpu=not self.on_processor)
-
-    def session(self, path, options):
-        """A session that runs where it was asked to, as ONNX Runtime goes on without a provider that fails."""
-        further = ["CUDAExecutionProvider"] if self.provider == "TensorrtExecutionProvider" else []
-        session = self.library.InferenceSession(path, options, providers=[self.provider, *further])
-        if session.get_providers()[0] != self.provider:
-            raise ValueError(f"{self.provider} does not start here; ONNX Runtime offers {session.get_providers()}")
-        return session
-
-
-class OnnxModel:
-    """A session of ONNX Runtime; see `hwnas.runtimes.Model`."""
-
-    def __init__(self, session, on_gpu=False):
-        self.session, self.on_gpu = session, on_gpu
-        self.inputs = [(x.name, numpy_type(x), numpy_shape(x)) for x in session.get_inputs()]
-
-    def outputs(self, feed):
-        return self.session.run(None, feed)
-
-    def repeated(self, feed):
-        if not self.on_gpu:
-            return lambda: self.session.run(None, feed), 1
-        return self.queued(feed, "cuda"), RUNS_A_CALL
-
-    def queued(self, feed, where):
-        """A call of many runs on inputs and outputs that stay where the model runs, of which the last is waited for."""
-        import onnxruntime
-
-        binding = self.session.io_binding()
-        for name, values in feed.items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(values, where, 0))
-        for output in self.session.get_outputs():
-            binding.bind_output(output.name, where)
-        unfinished = onnxruntime.RunOptions()
-        unfinished.add_run_config_entry("disable_synchronize_execution_providers", "1")
-
-        def call():
-            for _ in range(RUNS_A_CALL - 1):
-                self.session.run_with_iobinding(binding, unfinished)
-            self.session.run_with_iobinding(binding)
-
-        return call
-
-
-def session_options(threads):
-    """Sequential, all graph optimisations, `threads` threads that spin during a run and stop when it ends."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
-_NUMPY_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-}
-
-
-def numpy_type(argument):
-    """The type of a model's input in numpy."""
-    if argument.type not in _NUMPY_TYPES:
-        raise ValueError(f"input {argument.name} is a {argument.type}; it can be {', '.join(_NUMPY_TYPES)}")
-    return _NUMPY_TYPES[argument.type]
-
-
-def numpy_shape(argument):
-    """The shape of a model's input; an open size counts as 1."""
-    return [size if isinstance(size, int) else 1 for size in argument.shape]
+def file_of(name):
+    """`NAME` of the `runtime_NAME.py` that has a runtime, and where it shall run."""
+    if name in ONNX_RUNTIME:
+        return "onnxruntime", name
+    file, _, where = name.partition("-")
+    return file, where
 
 
 def random_feed(model, seed):
@@ -433,10 +346,6 @@ def shortened(samples):
 
 # ---- one model, node by node -------------------------------------------------------------------------------------
 
-CONTROL_FLOW = ("If", "Loop", "Scan")
-KEPT_INSIDE_BYTES = 1 << 14
-"""Constants up to this size travel with the optimised graph: orders of channels do, kernels do not."""
-
 
 def profile_model(request, runtime, answer):
     """Times one model in turn without and with the runtime's profile, and calls `answer` with each piece of the reply.
@@ -454,83 +363,20 @@ def profile_model(request, runtime, answer):
     A node is its operator, name, shape of the first input and milliseconds a run. They stand in the order in which they
     ran, which is the order of the graph; what a node of control flow holds is part of that node.
     """
+    path, threads, seed = request["profile"], request["threads"], request["seed"]
     try:
-        answer(profile_of(request, runtime, answer))
+        if not hasattr(runtime, "session"):
+            raise ValueError(f"{runtime.name} tells no times of nodes; ONNX Runtime does (--device cpu)")
+        model = runtime.open(path, threads)
+        feed = random_feed(model, seed)
+        run, runs_a_call = model.repeated(feed)
+        plain = TimedModel(run, request, runs_a_call=runs_a_call)
+        told = profile_of(
+            runtime, path, threads, request["rounds"], feed, plain, lambda number: answer({"round": number})
+        )
+        answer(told)
     except Exception as error:  # whatever a foreign model does, it is this model's failure
         answer({"model": 0, "error": f"{type(error).__name__}: {error}"})
-
-
-def profile_of(request, runtime, answer):
-    """The last answer of `profile_model`."""
-    path, threads = request["profile"], request["threads"]
-    if not isinstance(runtime, OnnxRuntime):
-        raise ValueError(f"{runtime.name} tells no times of nodes; ONNX Runtime does (--device cpu)")
-    run, runs_a_call = Machine(runtime).open(path, threads, request["seed"])
-    plain = TimedModel(run, request, runs_a_call=runs_a_call)
-    samples_ms = []
-    with tempfile.TemporaryDirectory() as folder:
-        graph = os.path.join(folder, "graph.onnx")
-        options = session_options(threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = os.path.join(folder, "profile")
-        options.optimized_model_filepath = graph
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "constants")
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_min_size_in_bytes", str(KEPT_INSIDE_BYTES)
-        )
-        session = runtime.session(path, options)
-        feed = random_feed(OnnxModel(session), request["seed"])
-        for number in range(request["rounds"]):
-            samples_ms.append(plain.sample_ms())
-            for _ in range(1 + plain.runs):
-                session.run(None, feed)
-            answer({"round": number + 1})
-        with open(session.end_profiling(), encoding="utf-8") as file:
-            runs = node_runs(json.load(file))
-        with open(graph, "rb") as file:
-            content = base64.b64encode(file.read()).decode()
-    nodes_ms, nodes = kept_runs(runs, request["rounds"])
-    return {"samples_ms": samples_ms, "nodes_ms": nodes_ms, "nodes": nodes, "graph": content}
-
-
-def node_runs(events):
-    """The nodes of each run of a profile: lists of operator, name, shape of the first input and milliseconds."""
-    runs, events_of_run = [], []
-    for event in events:
-        if event["name"] == "model_run":
-            runs.append([node_of(event) for event in events_of_run])
-            events_of_run = []
-        elif event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            if event["args"]["op_name"] in CONTROL_FLOW:  # written after what it holds
-                while events_of_run and events_of_run[-1]["ts"] >= event["ts"]:
-                    events_of_run.pop()
-            events_of_run.append(event)
-    return runs
-
-
-def node_of(event):
-    """Operator, name, shape of the first input and milliseconds of one event of a profile."""
-    shapes = [shape for kind in event["args"]["input_type_shape"][:1] for shape in kind.values()]
-    name = event["name"].removesuffix("_kernel_time")
-    return [event["args"]["op_name"], name, (shapes or [[]])[0], event["dur"] / 1000]
-
-
-def kept_runs(runs, rounds):
-    """Of each round the milliseconds of all nodes in its quickest run; the nodes' means over the quicker half of those.
-
-    The first run of a round does not count: it brings the model back into the caches.
-    """
-    length = len(runs) // rounds
-    if length < 2 or len(runs) != length * rounds:
-        raise ValueError(f"the runtime's profile holds {len(runs)} runs and not {rounds} equal rounds; take fewer")
-
-    def sum_ms(run):
-        return sum(node[3] for node in run)
-
-    kept = [min(runs[first + 1 : first + length], key=sum_ms) for first in range(0, len(runs), length)]
-    quicker = sorted(kept, key=sum_ms)[: (rounds + 1) // 2]
-    nodes = [[*same[0][:3], sum(node[3] for node in same) / len(quicker)] for same in zip(*quicker, strict=True)]
-    return [sum_ms(run) for run in kept], nodes
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
@@ -553,7 +399,7 @@ def measure_memory(request, answer):
     for index, path in enumerate(request["memory"]):
         own = {"memory_here": path, "threads": request["threads"], "seed": request["seed"]}
         run = subprocess.run(
-            [sys.executable, os.path.abspath(__file__), *sys.argv[1:]],
+            [*PYTHON, os.path.abspath(sys.argv[0]), *sys.argv[1:]],
             input=json.dumps(own),
             capture_output=True,
             text=True,
@@ -562,6 +408,9 @@ def measure_memory(request, answer):
         answer({"model": index, **json.loads(lines[-1])})
     answer({"done": len(request["memory"])})
 
+
+PYTHON = json.loads(os.environ.get("HWNAS_PYTHON") or "null") or [sys.executable]
+"""What runs a Python file here; it is more than this interpreter where that runs in an emulator."""
 
 STATUS = "/proc/self/status"
 
@@ -588,28 +437,6 @@ def resident_bytes(name):
         return next(int(line.split()[1]) << 10 for line in file if line.startswith(f"{name}:"))
 
 
-# ---- the machine -------------------------------------------------------------------------------------------------
-
-
-def allowed_cores():
-    """The processors that this process may use, by number."""
-    try:
-        return sorted(os.sched_getaffinity(0))
-    except AttributeError:
-        return list(range(os.cpu_count() or 1))
-
-
-CORES = allowed_cores()
-"""Asked once, before a measurement pins the process to some of them."""
-
-
-def pin(threads):
-    """Keeps this process on as many of its fastest processors as it has threads; of equals on the last ones."""
-    fastest = sorted(CORES, key=lambda core: (int(core_fact(core, "cpuinfo_max_freq") or 0), core))
-    with suppress(AttributeError, OSError):
-        os.sched_setaffinity(0, fastest[-threads:])
-
-
 def conditions(runtime):
     """What and where this is; see `hwnas.latency.Conditions`."""
     return {
@@ -621,74 +448,8 @@ def conditions(runtime):
         "governor": core_fact(CORES[-1], "scaling_governor") or "not shown",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "load_average": load_average(),
+        "origin": "emulated" if emulated() else "measured",
     }
-
-
-def load_average():
-    """How many processes wanted to run in the last minute, on average; 0 where the system does not tell."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
-
-
-def core_fact(core, name):
-    """What the system says of a processor's frequency; nothing where it does not."""
-    return first_line(f"/sys/devices/system/cpu/cpu{core}/cpufreq/{name}")
-
-
-def megahertz():
-    """The present frequency of the fastest processor; None where it is not shown."""
-    shown = [int(found) / 1000 for core in CORES if (found := core_fact(core, "scaling_cur_freq")).isdigit()]
-    return max(shown, default=None)
-
-
-def celsius():
-    """The highest temperature of the machine, and the lowest at which it would slow down; None where not shown."""
-    temperatures, limits = [], []
-    for zone in sorted(glob.glob("/sys/class/thermal/thermal_zone*")):
-        if (found := first_line(f"{zone}/temp")).lstrip("-").isdigit():
-            temperatures.append(int(found) / 1000)
-            for kind in glob.glob(f"{zone}/trip_point_*_type"):
-                limit = first_line(kind.removesuffix("_type") + "_temp")
-                if first_line(kind) == "passive" and limit.isdigit():
-                    limits.append(int(limit) / 1000)
-    return max(temperatures, default=None), min(limits, default=None)
-
-
-def stolen_ticks():
-    """Ticks of all processors since the start, and those that the host of a virtual machine gave to others."""
-    counts = [int(count) for count in first_line("/proc/stat").split()[1:9]]
-    return {"ticks": sum(counts), "stolen_ticks": counts[7]} if len(counts) == 8 else {}
-
-
-def chip():
-    """The processor's name; on ARM, which has none, implementer and part as in `ARM 0x41 0xd0b`."""
-    facts = {}
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                facts.setdefault(name.strip(), value.strip())
-    except OSError:
-        pass
-    if "CPU implementer" in facts:
-        return f"ARM {facts['CPU implementer']} {facts.get('CPU part', '')}".strip()
-    return facts.get("model name") or platform.processor() or platform.machine()
-
-
-def first_gpu():
-    """The name of the first NVIDIA GPU, as its driver tells it."""
-    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    with suppress(OSError):
-        return (subprocess.run(asked, capture_output=True, text=True).stdout.splitlines() or ["GPU"])[0].strip()
-    return "GPU"
-
-
-def first_line(path):
-    """The first line of a file, or nothing if it cannot be read."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.readline().strip()
-    except OSError:
-        return ""
 
 
 def main():
@@ -702,7 +463,7 @@ def main():
     try:
         runtime, refusal = make_runtime(*sys.argv[1:2] or ["cpu"]), None
     except UnavailableError as error:
-        runtime, refusal = None, {"error": str(error)}
+        runtime, refusal = None, {"error": str(error), "fault": "packages"}
     for line in sys.stdin:
         try:
             answer(refusal) if refusal else answer_request(json.loads(line), runtime, answer)

@@ -1,13 +1,14 @@
 """The runtimes that run on this machine, and what a runtime is.
 
-`measure.py` is the program that times; a runtime tells it how to make a session of an ONNX file and to run it. ONNX
-Runtime's are in `measure.py` itself; every other is a class `Runtime` in a file `runtime_NAME.py` beside it, which
-imports nothing of ours, so that both can go to a machine where hwnas is not. `tests/test_runtimes.py` is what every
-runtime must pass.
+`measure.py` is the program that times; a runtime tells it how to make a session of an ONNX file and to run it. It is a
+class `Runtime` in a file `runtime_NAME.py` beside it, which imports nothing of ours, so that `board_program` can go to
+a machine where hwnas is not. `tests/test_runtimes.py` is what every runtime must pass.
 """
 
+import io
 import platform
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from hwnas.errors import HwnasError
+from hwnas.measure import GPU, file_of
 
 Feed = Mapping[str, np.ndarray]
 """Values of a model's inputs, by name."""
@@ -80,13 +82,40 @@ RUNTIMES = {
 }
 """What each name of a local device stands for."""
 
+PACKAGES = {"onnxruntime": ("numpy", "onnxruntime"), "openvino": ("numpy", "openvino"), "xla": ("numpy", "onnx", "jax")}
+"""What a `runtime_NAME.py` needs, by its name."""
+
 PROCESSORS = {"x86": ("x86_64", "AMD64", "i686"), "arm": ("aarch64", "arm64", "armv7l")}
 """Names of `cpu` that hold on processors of one kind only, and what the system calls that kind."""
 
 
+HERE = Path(__file__).parent
+
+
+def board_files(runtime: str) -> dict[str, bytes]:
+    """What times in a runtime, or a name of `gpu`'s kind: the contents of a package's few files, by name."""
+    choices = GPU if runtime == "gpu" else (runtime,)
+    names = ("measure", "machine_facts", "node_profile", *(f"runtime_{file_of(choice)[0]}" for choice in choices))
+    return {"hwnas/__init__.py": b""} | {f"hwnas/{name}.py": (HERE / f"{name}.py").read_bytes() for name in names}
+
+
+def board_program(runtime: str) -> bytes:
+    """`board_files` as one file that Python runs, as in `python program.pyz RUNTIME`: the same bytes every time."""
+    file, start = io.BytesIO(), {"__main__.py": b"from hwnas.measure import main\n\nmain()\n"}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in (start | board_files(runtime)).items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return file.getvalue()
+
+
+def packages_of(runtime: str) -> tuple[str, ...]:
+    """What `pip install` must be given for a runtime."""
+    return PACKAGES[file_of(GPU[0] if runtime == "gpu" else runtime)[0]]
+
+
 def command_of(runtime: str) -> tuple[str, ...]:
     """The command that starts `measure.py` with a runtime, or a name of `gpu`'s kind, on this machine."""
-    return (sys.executable, str(Path(__file__).with_name("measure.py")), runtime)
+    return (sys.executable, str(HERE / "measure.py"), runtime)
 
 
 def local_name(name: str) -> str | None:

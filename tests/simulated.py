@@ -6,8 +6,8 @@ timing can be repeated to the last digit.
 
 import json
 import math
-import queue
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import onnx
 
 from hwnas import measure
 from hwnas.devices import Device
+from hwnas.lines import Line
 
 FACTS = {
     "chip": "Simulated", "cores": 4, "runtime": "scripted clock", "runtime_version": "1", "governor": "performance",
@@ -240,27 +241,44 @@ class SimulatedMachine(measure.Machine):
                 return
 
 
-class SimulatedDevice(Device):
-    """A device whose measuring process is a function call on a simulated machine."""
+class SimulatedLine(Line):
+    """A line to a measuring process that is a function call on a simulated machine."""
 
-    def __init__(self, machine: SimulatedMachine, name: str = "simulated") -> None:
+    def __init__(self, machine: SimulatedMachine, name: str) -> None:
         super().__init__(name, ())
         self.machine = machine
         self.requests: list[dict[str, Any]] = []
+        self.pieces: deque[dict[str, Any]] = deque()
 
-    def _send(self, request: dict[str, Any]) -> None:
-        self._answers: queue.Queue[str] = queue.Queue()
+    def send(self, request: dict[str, Any]) -> None:
+        self.pieces.clear()
         if "conditions" in request:
-            self._answers.put(json.dumps({"conditions": FACTS, "precisions": ["fp32", "int8"]}))
+            self.pieces.append({"conditions": FACTS, "precisions": ["fp32", "int8"]})
             return
         if "memory" in request:
             for index, path in enumerate(request["memory"]):
                 found = self.machine.memory_bytes(len(Path(path).read_bytes()))
-                self._answers.put(json.dumps({"model": index, "memory_bytes": found}))
-            self._answers.put(json.dumps({"done": len(request["memory"])}))
+                self.pieces.append({"model": index, "memory_bytes": found})
+            self.pieces.append({"done": len(request["memory"])})
             return
         self.requests.append(request)
         try:
-            measure.time_group(request, lambda piece: self._answers.put(json.dumps(piece)), self.machine)
+            measure.time_group(request, self.pieces.append, self.machine)
         except ValueError as error:
-            self._answers.put(json.dumps({"error": str(error)}))
+            self.pieces.append({"error": str(error)})
+
+    def _answer(self, deadline: float, late: str) -> dict[str, Any]:
+        return json.loads(json.dumps(self.pieces.popleft()))
+
+
+class SimulatedDevice(Device):
+    """A device whose measuring process is a function call on a simulated machine."""
+
+    def __init__(self, machine: SimulatedMachine, name: str = "simulated") -> None:
+        self.line: SimulatedLine
+        super().__init__(name, SimulatedLine(machine, name))
+        self.machine = machine
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        return self.line.requests

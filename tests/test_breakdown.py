@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from onnx import TensorProto, helper, numpy_helper
 
-from hwnas import measure
+from hwnas import node_profile
 from hwnas.breakdown import (
     PAPER_PERCENT,
     Breakdown,
@@ -31,8 +31,8 @@ from hwnas.breakdown import (
     model_of,
 )
 from hwnas.calibration import Measurement
-from hwnas.devices import DeviceError, Timing, device
-from hwnas.errors import HwnasError
+from hwnas.devices import Timing, device
+from hwnas.errors import DeviceError, HwnasError
 from hwnas.guidelines import network_sheet
 from hwnas.network import Network, NetworkBuilder, shuffle_order
 from hwnas.node_categories import CATEGORIES, categories, depthwise
@@ -262,7 +262,7 @@ def event(operator: str, ts: int, dur: int, shape: Sequence[int] | None = (1, 2)
 def test_what_control_flow_holds_is_part_of_it():
     end = {"cat": "Session", "name": "model_run", "ts": 0, "dur": 30}
     inside = [event("Relu", 12, 3), event("Neg", 16, 2)]
-    (run,) = measure.node_runs([event("Conv", 1, 8), *inside, event("If", 10, 20, None), event("Abs", 31, 1), end])
+    (run,) = node_profile.node_runs([event("Conv", 1, 8), *inside, event("If", 10, 20, None), event("Abs", 31, 1), end])
     assert run == [
         ["Conv", "Conv_0", [1, 2], 0.008], ["If", "If_0", [], 0.02], ["Abs", "Abs_0", [1, 2], 0.001]
     ]  # fmt: skip
@@ -273,11 +273,11 @@ def test_of_each_round_the_quickest_run_counts_but_never_the_first_and_of_rounds
         return [["Conv", "a", [], ms]]
 
     rounds = [[run(1), run(5), run(4)], [run(1), run(9), run(8)], [run(1), run(7), run(6)]]
-    nodes_ms, nodes = measure.kept_runs([one for group in rounds for one in group], 3)
+    nodes_ms, nodes = node_profile.kept_runs([one for group in rounds for one in group], 3)
     assert nodes_ms == [4, 8, 6]
     assert nodes == [["Conv", "a", [], 5]]
     with pytest.raises(ValueError, match="holds 8 runs and not 3 equal rounds"):
-        measure.kept_runs([run(1)] * 8, 3)
+        node_profile.kept_runs([run(1)] * 8, 3)
 
 
 # ---- through the real runtime ------------------------------------------------------------------------------------

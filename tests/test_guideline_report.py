@@ -14,8 +14,8 @@ from test_experiments import timings
 
 from hwnas import experiments, guideline_profiling
 from hwnas.calibration import Measurement
-from hwnas.devices import DEFAULT_TIMING, DeviceError
-from hwnas.errors import HwnasError
+from hwnas.devices import DEFAULT_TIMING
+from hwnas.errors import DeviceError, HwnasError
 from hwnas.experiments import EXPERIMENTS, all_cases, check_complete
 from hwnas.guideline_report import guideline_facts, guideline_picture, guideline_rows
 from hwnas.latency import load_table

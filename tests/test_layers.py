@@ -11,19 +11,29 @@ from pathlib import Path
 
 import pytest
 
+from hwnas.runtimes import board_files
+
 PACKAGE = Path(__file__).parents[1] / "hwnas"
 
 FLOORS = {
     "errors": 0,
+    "agent": 1,
+    "lines": 1,
+    "registry": 1,
+    "ssh": 2,
+    "machine_facts": 1,
     "network": 0,
     "working_set": 1,
     "model_size": 1,
     "drift": 1,
     "units": 1,
     "reference": 2,
-    "runtimes": 3,
-    "runtime_openvino": 4,
-    "runtime_xla": 4,
+    "runtime_onnxruntime": 3,
+    "runtime_openvino": 3,
+    "runtime_xla": 3,
+    "node_profile": 3,
+    "measure": 3,
+    "runtimes": 4,
     "space": 2,
     "space_toml": 2,
     "calibration": 3,
@@ -64,7 +74,6 @@ FLOORS = {
     "images": 4,
     "journal": 4,
     "lookup": 4,
-    "measure": 4,
     "drawing": 4,
     "event_log": 4,
     "runs": 4,
@@ -115,6 +124,9 @@ SAME_FLOOR = {
     "experiments": {"calibration"},
     "latency": {"calibration", "experiments", "line", "memory", "places"},
     "memory": {"calibration"},
+    "node_profile": {"runtime_onnxruntime"},
+    "measure": {"node_profile"},
+    "devices": {"runtimes"},
     "onnx_model": {"quantization"},
     "datasets": {"images"},
     "image_sources": {"images"},
@@ -219,8 +231,16 @@ def late():
 
 
 def test_what_runs_on_a_board_needs_numpy_and_onnxruntime_and_nothing_of_ours():
-    (source,) = ROOMS["measure"]
-    assert libraries(source) - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+    files = {name: content.decode() for name, content in board_files("cpu").items()}
+    assert set().union(*map(libraries, files.values())) - sys.stdlib_module_names == {"hwnas", "numpy", "onnxruntime"}
+    for source in files.values():
+        assert {f"hwnas/{room}.py" for room in imported_rooms(source)} <= files.keys()
+
+
+def test_the_agent_and_what_tells_of_a_board_need_python_alone():
+    for room in ("agent", "machine_facts"):
+        (source,) = ROOMS[room]
+        assert libraries(source) <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room.startswith("runtime_")])

@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from hwnas import measure
-from hwnas.devices import DeviceError, Timing, device
-from hwnas.errors import HwnasError
+from hwnas import machine_facts, measure
+from hwnas.devices import Timing, device
+from hwnas.errors import DeviceError, HwnasError
 from hwnas.network import NetworkBuilder
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.runtimes import board_program
 
 QUICK = Timing(rounds=3, patience_s=2.0, sample_ms=0.05, least_runs=2, timeout_s=60)
 
@@ -39,8 +39,8 @@ def request(paths, **changes):
     return json.dumps({"models": [str(path) for path in paths]} | settings | anchor | changes)
 
 
-def test_measure_py_copied_to_an_empty_folder_answers_requests_line_by_line(tmp_path):
-    (tmp_path / "measure.py").write_text(Path(measure.__file__).read_text())
+def test_one_file_in_an_empty_folder_answers_requests_line_by_line(tmp_path):
+    (tmp_path / "program.pyz").write_bytes(board_program("cpu"))
     (tmp_path / "good.onnx").write_bytes(model())
     (tmp_path / "broken.onnx").write_bytes(model()[:100])
     lines = [
@@ -52,7 +52,7 @@ def test_measure_py_copied_to_an_empty_folder_answers_requests_line_by_line(tmp_
     ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.run(
-        [sys.executable, "-I", "measure.py"],
+        [sys.executable, "-I", "program.pyz"],
         cwd=tmp_path, env=environment, input="\n".join(lines), capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     answers = [json.loads(line) for line in process.stdout.splitlines()]
@@ -124,7 +124,7 @@ def test_a_device_that_is_closed_leaves_no_file_open_and_no_folder_behind(tmp_pa
 def test_conditions_say_what_was_measured_on_what(cpu):
     found = cpu.conditions(threads=1, batch=2)
     assert (found.device, found.batch, found.precision, found.origin) == ("cpu", 2, "fp32", "measured")
-    assert found.cores == len(measure.CORES)
+    assert found.cores == len(machine_facts.CORES)
     assert found.chip
     assert found.runtime_version
 
@@ -151,7 +151,7 @@ def test_a_model_that_is_not_there_is_named_after_the_others_were_timed(cpu, tmp
 
 def test_a_killed_child_is_reported_and_the_next_request_starts_another(cpu):
     running = cpu.measure([model(64, 64)], Timing(rounds=100_000, agreeing=100_000))
-    os.kill(cpu.process_id, signal.SIGKILL)
+    os.kill(cpu.line.process_id, signal.SIGKILL)
     with pytest.raises(DeviceError, match="measuring process of cpu has died"):
         dict(running)
     assert len(dict(cpu.measure([model()], QUICK))) == 1
@@ -159,7 +159,7 @@ def test_a_killed_child_is_reported_and_the_next_request_starts_another(cpu):
 
 def test_a_child_that_hangs_is_ended_and_reported(cpu):
     cpu.conditions()
-    os.kill(cpu.process_id, signal.SIGSTOP)
+    os.kill(cpu.line.process_id, signal.SIGSTOP)
     with pytest.raises(DeviceError, match=r"has not answered for 0\.2 s"):
         dict(cpu.measure([model()], Timing(timeout_s=0.2)))
     assert cpu.conditions().device == "cpu"

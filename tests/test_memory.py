@@ -12,7 +12,9 @@ import pytest
 from simulated import BASE_BYTES, BYTES_A_BYTE, SimulatedDevice, SimulatedMachine
 
 from hwnas import measure
-from hwnas.devices import Device, DeviceError, Timing, device
+from hwnas.devices import Device, Timing, device
+from hwnas.errors import DeviceError
+from hwnas.lines import Line
 from hwnas.memory import MemoryNetwork, fit_memory
 from hwnas.memory_profiling import FITTED, HELD_OUT, profile_memory
 from hwnas.model_size import model_bytes
@@ -178,7 +180,7 @@ def test_a_model_that_does_not_load_is_named_and_the_device_goes_on():
 def test_a_system_that_does_not_tell_the_memory_of_a_process_gets_a_table_without_it(tmp_path: Path):
     program = Path(measure.__file__).read_text()
     (tmp_path / "measure.py").write_text(program.replace('"/proc/self/status"', '"/proc/self/nothing"'))
-    with Device("cpu", (sys.executable, str(tmp_path / "measure.py"))) as silent:
+    with Device("cpu", Line("cpu", (sys.executable, str(tmp_path / "measure.py")))) as silent:
         setup = Setup(TINY, silent, 1, 1, "fp32", 0)
         codes = [TINY.encode(TINY.smallest), TINY.encode(TINY.largest)]
         assert profile_memory(setup, codes) is None
@@ -188,7 +190,7 @@ def test_a_model_that_hangs_while_its_memory_is_measured_leaves_no_process_behin
     os.mkfifo(tmp_path / "a.onnx")  # to read it waits for a writer
     with device("cpu") as cpu:
         cpu.conditions()
-        measuring = cpu.process_id
+        measuring = cpu.line.process_id
         assert measuring is not None
         with pytest.raises(DeviceError, match=r"has not answered for 1 s"):
             dict(cpu.peak_memory([tmp_path / "a.onnx"], Timing(timeout_s=1.0)))
@@ -210,7 +212,7 @@ def test_a_process_that_ends_without_an_answer_is_an_error_of_its_model(tmp_path
     broken.write_text("import sys; sys.exit(9)")
     source = Path(measure.__file__).read_text(encoding="utf-8")
     alone = tmp_path / "alone.py"
-    alone.write_text(source.replace("os.path.abspath(__file__)", repr(str(broken))))
+    alone.write_text(source.replace("os.path.abspath(sys.argv[0])", repr(str(broken))))
     request = json.dumps({"memory": ["a.onnx"], "threads": 1, "seed": 0})
     run = subprocess.run([sys.executable, str(alone)], input=request, capture_output=True, text=True, check=True)
     answers = [json.loads(line) for line in run.stdout.splitlines()]

@@ -18,10 +18,11 @@ import onnxruntime
 import pytest
 from ways import WAYS
 
-from hwnas import measure, runtimes
-from hwnas.devices import Device, DeviceError, MemoryNotShownError, Timing, device
-from hwnas.errors import HwnasError
+from hwnas import measure, runtime_onnxruntime, runtimes
+from hwnas.devices import Device, MemoryNotShownError, Timing, device
+from hwnas.errors import DeviceError, HwnasError
 from hwnas.latency import Conditions
+from hwnas.lines import Line
 from hwnas.network import BatchNorm, Network, NetworkBuilder
 from hwnas.onnx_model import random_weights, to_onnx
 
@@ -75,7 +76,7 @@ def every_operator() -> Network:
 
 def expected(model: bytes, seed: int) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return session.run(None, measure.random_feed(measure.OnnxModel(session), seed))
+    return session.run(None, measure.random_feed(runtime_onnxruntime.Model(session), seed))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -152,8 +153,8 @@ def test_a_hang_is_cut_and_a_dead_process_is_reported_and_both_are_mended_by_the
     model = convolution(4)
     way.outputs(model)
     for number, words in ((signal.SIGSTOP, r"has not answered for 0\.2 s"), (signal.SIGKILL, "has died")):
-        assert way.process_id
-        os.kill(way.process_id, number)
+        assert way.line.process_id
+        os.kill(way.line.process_id, number)
         with pytest.raises(DeviceError, match=words):
             way.outputs(model, Timing(timeout_s=0.2 if number == signal.SIGSTOP else 60))
         assert len(way.outputs(model)) == 1
@@ -177,11 +178,18 @@ class Model:
 """
 
 
+def laid_out(folder: Path) -> Path:
+    """The package that measures, as on a board."""
+    (folder / "hwnas").mkdir()
+    for name, content in runtimes.board_files("cpu").items():
+        (folder / name).write_bytes(content)
+    return folder / "hwnas"
+
+
 def test_a_file_beside_measure_py_is_a_runtime_and_what_it_prints_is_no_answer(tmp_path: Path):
-    (tmp_path / "measure.py").write_text(Path(measure.__file__).read_text())
-    (tmp_path / "runtime_talking.py").write_text(TALKING)
-    command = (sys.executable, str(tmp_path / "measure.py"), "talking-board")
-    with Device("board", command) as board:
+    (laid_out(tmp_path) / "runtime_talking.py").write_text(TALKING)
+    command = (sys.executable, str(tmp_path / "hwnas/measure.py"), "talking-board")
+    with Device("board", Line("board", command)) as board:
         assert board.conditions().runtime == "Talking"
         assert board.outputs(b"anything", Timing(seed=1))[0].shape == (2,)
         assert dict(board.measure([b"a", b"b"], QUICK)).keys() == {0, 1}
@@ -194,10 +202,10 @@ def test_a_file_beside_measure_py_is_a_runtime_and_what_it_prints_is_no_answer(t
     [("import nothing_like_it", "No module named 'nothing_like_it'"), ("raise ImportError('get it there')", "get it")],
 )
 def test_a_runtime_that_cannot_work_here_says_what_to_do(tmp_path: Path, source: str, words: str):
-    (tmp_path / "measure.py").write_text(Path(measure.__file__).read_text())
-    (tmp_path / "runtime_absent.py").write_text(source)
+    (laid_out(tmp_path) / "runtime_absent.py").write_text(source)
+    command = (sys.executable, str(tmp_path / "hwnas/measure.py"), "absent")
     with (
-        Device("board", (sys.executable, str(tmp_path / "measure.py"), "absent")) as board,
+        Device("board", Line("board", command)) as board,
         pytest.raises(DeviceError, match=f"The device board refuses: .*{words}"),
     ):
         board.conditions()
@@ -250,7 +258,7 @@ def test_queued_runs_of_onnx_runtime_run_on_inputs_that_stay_where_the_model_is(
     real, model.session = model.session, Session()
     call = model.queued(measure.random_feed(model, 0), "cpu")  # what is done with "cuda" where there is a GPU
     call()
-    assert waited == [False] * (measure.RUNS_A_CALL - 1) + [True]
+    assert waited == [False] * (runtime_onnxruntime.RUNS_A_CALL - 1) + [True]
 
 
 def test_runtimes_are_told_apart_before_a_library_is_loaded():
