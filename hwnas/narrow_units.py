@@ -25,26 +25,42 @@ from hwnas.row_layers import (
 from hwnas.space import SearchSpace
 from hwnas.unit_places import Choice, Layout, Run, affine, below, joined
 
-BLOCKS = 6
-"""Blocks of channels in the widest main branch."""
-SIZES = 3
-"""Sizes of a product: whole, and parts of it."""
+BLOCKS = 18
+"""Blocks of channels in the widest main branch: what is done to one stays in a cache of half a megabyte."""
+SIZES, SIDE_SIZES = 6, 3
+"""Sizes of a product, whole and parts of it: where inputs and outputs are as many, and of each where they are not."""
 
 Weights = dict[str, Array]
 
 
-def sizes_of(inputs: int, outputs: int, *, all_outputs: bool = False) -> Sizes:
-    """A third, two thirds and all of the inputs and outputs of a product."""
-    return tuple((_part(inputs, t), outputs if all_outputs else _part(outputs, t)) for t in range(1, SIZES + 1))
+def square_sizes(rows: int) -> Sizes:
+    """A sixth, two sixths, ... all of the inputs and outputs of a product."""
+    parts = (_part(rows, t, SIZES) for t in range(1, SIZES + 1))
+    return tuple((part, part) for part in parts)
 
 
-def size_index(count: Array, whole: int) -> Array:
-    """Which of the sizes is the first that holds `count` of `whole` channels."""
-    return (jnp.array([_part(whole, t) for t in range(1, SIZES)]) < count).sum()
+def square_index(count: Array, rows: int) -> Array:
+    """Which of `square_sizes` is the first that holds `count` channels."""
+    return _index(count, rows, SIZES)
 
 
-def _part(whole: int, t: int) -> int:
-    return -(-whole * t // SIZES)
+def sizes(inputs: int, outputs: int) -> Sizes:
+    """A third, two thirds and all of the inputs, each with a third, two thirds and all of the outputs."""
+    parts = range(1, SIDE_SIZES + 1)
+    return tuple((_part(inputs, t, SIDE_SIZES), _part(outputs, s, SIDE_SIZES)) for t in parts for s in parts)
+
+
+def index_of(in_count: Array, inputs: int, out_count: Array, outputs: int) -> Array:
+    """Which of `sizes` is the first that holds so many channels."""
+    return _index(in_count, inputs, SIDE_SIZES) * SIDE_SIZES + _index(out_count, outputs, SIDE_SIZES)
+
+
+def _index(count: Array, whole: int, parts: int) -> Array:
+    return (jnp.array([_part(whole, t, parts) for t in range(1, parts)]) < count).sum()
+
+
+def _part(whole: int, t: int, parts: int) -> int:
+    return -(-whole * t // parts)
 
 
 # ---- functions of a block of channels ------------------------------------------------------------------------------
@@ -174,13 +190,13 @@ def _gated(weights: Weights, y: Array, choice: Choice, places: tuple[Array, Arra
 
 
 def _normed_product(
-    blocks: _Blocks, sizes: Sizes, index: Array, x: Array, parameters: Any, kernel: Array
+    blocks: _Blocks, size: tuple[Sizes, Array], x: Array, parameters: Any, kernel: Array
 ) -> tuple[Array, Any]:
     """Batch norm, then a pointwise convolution; what is between is computed again for the gradient, not kept."""
 
     def run(x, parameters, kernel):
         y, used = blocks.run(_norm_block, x, parameters, jnp.int32(0))
-        return product_rows(sizes, kernel, y, index), used
+        return product_rows(*size, kernel, y), used
 
     return jax.checkpoint(run)(x, parameters, kernel)
 
@@ -189,11 +205,12 @@ def stride_1_unit(
     space: SearchSpace, weights: Weights, x: Array, layout: Layout, choice: Choice, given: dict[str, Any]
 ) -> Run:
     """A unit that keeps the size of the feature map; `unit_places.later_units` loops over those of a stage."""
-    block = -(-weights["dw.kernel"].shape[2] // BLOCKS)
-    rows, used = block * BLOCKS, {}
+    main = weights["dw.kernel"].shape[2]
+    block = -(-main // BLOCKS)
+    rows, used = -(-main // block) * block, {}
     branch, active = layout.last(choice.main), below(choice.main, rows)
     places = inverse_of(branch, rows), branch
-    blocks, sizes, index = _Blocks.of(block, rows, choice.main), sizes_of(rows, rows), size_index(choice.main, rows)
+    blocks, square = _Blocks.of(block, rows, choice.main), (square_sizes(rows), square_index(choice.main, rows))
 
     entry = take_rows(x, *places)
     y = entry
@@ -201,7 +218,7 @@ def stride_1_unit(
         y, used["extra_dw_bn"] = _extra(weights, y, choice.extra_depthwise, blocks, places, given)
     kernel = _padded(take_rows(weights["pw1.kernel"], *places).T, rows).T
     kernel = jnp.where(joined(active, choice.main, _mixed(choice, rows), choice.main, choice.groups), kernel, 0)
-    y = product_rows(sizes, kernel, y, index)
+    y = product_rows(*square, kernel, y)
 
     pair = _pair_padded(affine(weights, "pw1_bn"), rows)
     parameters = _kernels(weights, "dw", rows), _masked(pair, active), given.get("pw1_bn")
@@ -211,7 +228,7 @@ def stride_1_unit(
     kernel = _padded(take_rows(weights["pw2.kernel"].T, *places).T, rows)
     kernel = jnp.where(joined(active, choice.main, active, choice.main, choice.groups), kernel, 0)
     parameters = _masked(_pair_padded(affine(weights, "dw_bn"), rows), active), given.get("dw_bn")
-    y, used["dw_bn"] = _normed_product(blocks, sizes, index, y, parameters, kernel)
+    y, used["dw_bn"] = _normed_product(blocks, square, y, parameters, kernel)
 
     parameters = _pair_rows(affine(weights, "pw2_bn"), *places), given.get("pw2_bn")
     y, used["pw2_bn"] = blocks.run(_output_block, y, parameters, choice.residual.astype(jnp.int32))
@@ -232,14 +249,13 @@ def stride_2_unit(
 ) -> Run:
     """The first unit of a stage: the side branch fills the first slots, the main branch those after it."""
     given, used = given or {}, {}
-    block = -(-weights["dw.kernel"].shape[2] // BLOCKS)
-    rows, entry_rows, all_slots = (-(-n // block) * block for n in (block * BLOCKS, x.shape[0], slots))
+    main = weights["dw.kernel"].shape[2]
+    block = -(-main // BLOCKS)
+    rows, entry_rows, all_slots = (-(-n // block) * block for n in (main, x.shape[0], slots))
     active, entering = below(choice.main, rows), below(layout.width, entry_rows)
     source = inverse_of(layout.channel, entry_rows), layout.channel
     main_blocks, side_blocks = _Blocks.of(block, rows, choice.main), _Blocks.of(block, entry_rows, layout.width)
     both_blocks = main_blocks.and_of(rows, side_blocks)
-    entry_index = size_index(layout.width, entry_rows)
-    main_index = size_index(choice.main, rows)
 
     entry = take_rows(x, *source)
     y = entry
@@ -247,7 +263,7 @@ def stride_2_unit(
         y, used["extra_dw_bn"] = _extra(weights, y, choice.extra_depthwise, side_blocks, source, given)
     kernel = _padded(take_rows(weights["pw1.kernel"], *source).T, rows).T
     kernel = jnp.where(joined(entering, layout.width, _mixed(choice, rows), choice.main, choice.groups), kernel, 0)
-    y = product_rows(sizes_of(entry_rows, rows), kernel, y, jnp.maximum(entry_index, main_index))
+    y = product_rows(sizes(entry_rows, rows), index_of(layout.width, entry_rows, choice.main, rows), kernel, y)
 
     # both branches in one call: it is compiled for each kernel, which takes long
     side_kernel = take_rows(jnp.moveaxis(weights["side_dw.kernel"], 2, 0), *source)
@@ -268,11 +284,11 @@ def stride_2_unit(
     target = inverse_of(branch, rows), branch
     kernel = _padded(take_rows(_padded(weights["pw2.kernel"].T, all_slots), *target).T, rows)
     kernel = jnp.where(joined(active, choice.main, active, choice.main, choice.groups), kernel, 0)
-    main = product_rows(sizes_of(rows, rows), kernel, y[:rows], main_index)
+    main = product_rows(square_sizes(rows), square_index(choice.main, rows), kernel, y[:rows])
     kernel = _padded(take_rows(weights["side_pw.kernel"], *source).T, all_slots).T
     kernel = jnp.where(joined(entering, layout.width, side_branch, side_width, choice.groups), kernel, 0)
-    side_index = jnp.maximum(entry_index, size_index(side_width, all_slots))
-    side = product_rows(sizes_of(entry_rows, all_slots), kernel, y[rows:], side_index)
+    side_index = index_of(layout.width, entry_rows, side_width, all_slots)
+    side = product_rows(sizes(entry_rows, all_slots), side_index, kernel, y[rows:])
     y = take_rows(main, *target[::-1]) + side
 
     # each slot belongs to one branch, so that one batch norm does for both

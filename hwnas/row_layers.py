@@ -164,18 +164,21 @@ def _scatter_sum(g: Array, kernel: Array, stride: int) -> Array:
 
 
 def _kernel_gradient(x: Array, g: Array, side: int, stride: int) -> Array:
-    """The gradient of `_gather_sum` by its kernel: all taps of a row in one pass over the feature map."""
-    channels, height, width, count = g.shape
-    padded, flat = _pad(x, side // 2), g.reshape(channels, height, -1)
+    """The gradient of `_gather_sum` by its kernel: all taps of a row in one pass over the feature map.
+
+    Columns are summed first: rows may lie 4 KiB apart, and such addresses drive each other out of the cache.
+    """
+    height, width = g.shape[1:3]
+    padded, down, across = _pad(x, side // 2), stride * (height - 1) + 1, stride * (width - 1) + 1
 
     def add(sums, products):
         return tuple(total + product for total, product in zip(sums, products, strict=True))
 
     rows = []
     for i in range(side):
-        products = tuple(_windows(padded, i, j, (height, width), stride) * flat for j in range(side))
-        sums = lax.reduce(products, (0.0,) * side, add, (1,))
-        rows.append(jnp.stack([s.reshape(channels, width, count).sum(1).sum(1) for s in sums], axis=1))
+        taps = [padded[:, i : i + down : stride, j : j + across : stride] for j in range(side)]
+        sums = lax.reduce(tuple(tap * g for tap in taps), (0.0,) * side, add, (2,))
+        rows.append(jnp.stack([total.sum(1).sum(1) for total in sums], axis=1))
     return jnp.stack(rows, axis=1)
 
 
@@ -220,7 +223,7 @@ Sizes = tuple[tuple[int, int], ...]
 """Inputs and outputs of a product, from the least to the whole."""
 
 
-def product_rows(sizes: Sizes, kernel: Array, x: Array, index: Array) -> Array:
+def product_rows(sizes: Sizes, index: Array, kernel: Array, x: Array) -> Array:
     """A 1x1 convolution `[in, out]` of x `[in, H, W, N]`: of the first `sizes[index]` inputs and outputs only.
 
     The other rows of the result are zero. What lies beyond those sizes in kernel and x must be zero.
@@ -232,8 +235,9 @@ def product_rows(sizes: Sizes, kernel: Array, x: Array, index: Array) -> Array:
 def _product(sizes: Sizes, kernel: Array, x: Array, index: Array) -> Array:
     def branch(size):
         inputs, outputs = size
-        return lambda kernel, flat: _grown(kernel[:inputs, :outputs].T @ flat[:inputs], kernel.shape[1])
+        return lambda kernel, flat: _grown(kernel[:outputs, :inputs] @ flat[:inputs], kernel.shape[0])
 
+    kernel = lax.optimization_barrier(kernel.T)  # a product that transposes it takes twice as long
     y = lax.switch(index, [branch(size) for size in sizes], kernel, x.reshape(x.shape[0], -1))
     return y.reshape(-1, *x.shape[1:])
 
