@@ -24,7 +24,8 @@ from hwnas.reference.shufflenet import shufflenet_v2
 from hwnas.runs import write_text
 from hwnas.space import lower
 from hwnas.space_toml import load_space
-from hwnas.stages import Job, Listener, latency_table, model_of, retrained, timing_of, trained_supernet
+from hwnas.stages import Job, Listener, latency_table, trained_supernet
+from hwnas.trained import model_of, retrained, timing_of
 from hwnas.training import prepare_process
 
 FOLDER = Path("runs/benchmark-cifar10")

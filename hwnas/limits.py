@@ -12,7 +12,8 @@ from hwnas.model_size import model_bytes
 from hwnas.network import Network
 from hwnas.runs import Timing
 from hwnas.space import Architecture, lower
-from hwnas.stages import Job, metadata_of, proof_facts
+from hwnas.stages import Job
+from hwnas.trained import metadata_of, proof_facts
 
 WIDEST = -1.2345678901234567e-300
 """No number takes more characters as JSON."""

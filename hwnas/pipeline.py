@@ -16,19 +16,14 @@ from hwnas.runs import Candidate, Compared, HeldOut, Proof, Requirement, RunResu
 from hwnas.space import Architecture, lower
 from hwnas.stages import (
     Job,
-    Trained,
     file_name,
     latency_table,
-    memory_mb,
-    model_of,
-    proved,
-    retrained,
     save_settings,
     supernet_folder,
     supernet_recipe,
-    timing_of,
     trained_supernet,
 )
+from hwnas.trained import Trained, memory_mb, model_of, proved, retrained, timing_of
 
 if TYPE_CHECKING:
     from hwnas.devices import Device

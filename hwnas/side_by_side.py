@@ -43,7 +43,7 @@ def at_a_time(job: Job, count: int) -> int:
 def accuracies_from_scratch(
     job: Job, architectures: Sequence[Architecture], folder: Path, form: "Form | None" = None
 ) -> list[float]:
-    """Validation accuracies after `job.retrain_epochs` from new weights, those that `stages.retrained` starts from.
+    """Validation accuracies after `job.retrain_epochs` from new weights, those that `trained.retrained` starts from.
 
     Args:
         job: data and settings.

@@ -18,11 +18,9 @@ from hwnas.stages import (
     latency_table,
     load_settings,
     make_job,
-    proved,
-    restored,
-    retrained,
     save_settings,
 )
+from hwnas.trained import proved, restored, retrained
 
 
 def retrain_architecture(

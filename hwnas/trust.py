@@ -29,9 +29,9 @@ from hwnas.stages import (
     Listener,
     load_settings,
     make_job,
-    retrained,
     trained_supernet,
 )
+from hwnas.trained import retrained
 from hwnas.whole_networks import candidates, spread
 
 if TYPE_CHECKING:

@@ -90,10 +90,12 @@ FLOORS = {
     "plots": 5,
     "profiling": 5,
     "search": 5,
+    "study": 4,
     "whole_networks": 5,
     "report": 6,
     "guideline_report": 6,
     "stages": 6,
+    "trained": 6,
     "show": 6,
     "limits": 7,
     "pipeline": 7,
@@ -141,6 +143,7 @@ SAME_FLOOR = {
     "trust_report": {"trust"},
     "search": {"evolution"},
     "show": {"stages"},
+    "trained": {"stages"},
 }
 
 HEAVY = {"jax", "flax", "optax", "orbax", "grain", "onnxruntime", "optuna", "matplotlib", "sklearn", "pyarrow", "PIL"}

@@ -30,9 +30,10 @@ from hwnas.evolution import (
     upper_ms_of,
 )
 from hwnas.latency import Prediction
-from hwnas.search import FOREIGN_STALE, SAMPLERS, open_study, pareto_set, search, storage_url, this_host
+from hwnas.search import SAMPLERS, pareto_set, search
 from hwnas.space import Architecture, SearchSpace
 from hwnas.space_toml import load_space, parse_space
+from hwnas.study import FOREIGN_STALE, open_study, storage_url, this_host
 
 TINY = load_space("shufflenet-tiny")
 

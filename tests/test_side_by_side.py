@@ -13,7 +13,8 @@ from hwnas.jax_layers import Form
 from hwnas.side_by_side import accuracies_from_scratch, at_a_time
 from hwnas.space import lower
 from hwnas.space_toml import parse_space
-from hwnas.stages import Job, retrained
+from hwnas.stages import Job
+from hwnas.trained import retrained
 
 SPACE = parse_space("""
 name = "small"
