@@ -71,7 +71,7 @@ def he_normal(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
     Drawn by numpy: `jax.random.normal` compiles for each shape anew, half a minute for a supernet.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    return jnp.asarray(rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / fan_in)))
+    return jax.device_put(rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / fan_in)))
 
 
 # ---- batch norm --------------------------------------------------------------------------------------------------

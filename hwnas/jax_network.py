@@ -66,7 +66,7 @@ class FixedNetwork(nnx.Module):
                 name = f"{node.name}.{suffix}"
                 if suffix in TRAINED:
                     given = None if weights is None else weights[name]
-                    value = _initial(suffix, shape, rngs) if given is None else jnp.asarray(given)
+                    value = _initial(suffix, shape, rngs) if given is None else jax.device_put(given)
                     self.weights[name] = nnx.Param(value)
 
     def __call__(self, images: Array, statistics: Statistics | None = None) -> tuple[Any, Statistics]:
@@ -97,7 +97,7 @@ class FixedNetwork(nnx.Module):
 def _initial(suffix: str, shape: Shape, rngs: nnx.Rngs) -> Array:
     if suffix == "kernel":
         return he_normal(rngs.params(), shape, math.prod(shape[:-1]))
-    return jnp.asarray(np.full(shape, suffix == "scale", np.float32))
+    return jax.device_put(np.full(shape, suffix == "scale", np.float32))
 
 
 def _normalise(

@@ -122,7 +122,7 @@ class Scorer:
         for place, batch in zip(images, batches, strict=False):
             place[: len(batch.images)] = batch.images
         if self.spread.mesh is None:
-            return jnp.asarray(images[0])
+            return jax.device_put(images[0])
         return jax.device_put(images, NamedSharding(self.spread.mesh, PartitionSpec("images")))
 
     def _on_each_device(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -291,8 +291,8 @@ def _inputs(
 def start_state(model: Model, recipe: Recipe) -> tuple[Any, Any]:
     """The graph of a network, and `(weights, moments)` to start from; the weights are copies."""
     graph, weights = nnx.split(model, nnx.Param)
-    weights = jax.tree.map(jnp.copy, weights)  # each step gives its input's memory away
-    return graph, (weights, _optimizer(recipe).init(weights))
+    weights = jax.device_put(weights, may_alias=False)  # each step gives its input's memory away
+    return graph, (weights, jax.jit(_optimizer(recipe).init)(weights))
 
 
 def trained_already(model: Model, folder: Path) -> Model | None:
@@ -368,7 +368,7 @@ class _Guard:
 
     def check_weights(self, step: int, state: Any, codes: np.ndarray) -> None:
         """Raises `HwnasError` if a weight or a moment is no finite number, so that no such checkpoint is written."""
-        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state)):
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
             last = codes.reshape(-1, codes.shape[-1])[-1]
             raise self._error(step, f"step {step} made a weight that is no finite number", last)
 

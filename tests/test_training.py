@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from textwrap import dedent
@@ -281,6 +283,45 @@ def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
         losses.append(float(loss.mean()))
     assert step._cache_size() == 1
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """A list that grows with each program that XLA compiles or takes from its cache, whoever asked for it."""
+    found: list[str] = []
+
+    def count(event: str, duration_secs: float, **facts: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(str(facts.get("fun_name")))
+
+    jax.clear_caches()  # what another test compiled must count here, too
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_after_the_first_step_and_the_first_score_a_process_compiles_nothing_whatever_architectures_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compilations: list[str]
+):
+    data, rng, after_steps = made_up_data(), Random(0), []
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # what writes a checkpoint compiles nothing either
+    trained = train(
+        new_supernet(),
+        data,
+        replace(RECIPE, epochs=6),
+        tmp_path,
+        paths=single_paths(SPACE, None, 1),
+        on_step=lambda progress: after_steps.append(len(compilations)),
+    )
+    assert 0 < after_steps[0] <= 10
+    assert compilations[after_steps[0] :] == []
+    scorer = Scorer(trained, made_up_data(100), calibration_images=64, batch_size=64)
+    scorer.accuracy(data.validation, SPACE.encode(SPACE.smallest))
+    after_first = len(compilations)
+    assert after_steps[-1] < after_first <= after_steps[-1] + 10
+    for _ in range(30):
+        scorer.accuracy(data.validation, SPACE.encode(SPACE.sample(rng)))
+    assert compilations[after_first:] == []
 
 
 @pytest.mark.parametrize("form", [Form(), Form(control_flow=False)], ids=["in turn", "together"])
