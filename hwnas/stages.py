@@ -23,7 +23,7 @@ from hwnas.methods import Draw, check_paths, method
 from hwnas.runs import write_text
 from hwnas.space import SearchSpace
 from hwnas.space_toml import load_space
-from hwnas.supernet_file import supernet_path
+from hwnas.supernet_file import stated_digest, supernet_path
 
 if TYPE_CHECKING:
     from hwnas.data import DataSet
@@ -236,7 +236,8 @@ def measured_table(job: Job) -> tuple[Path, LatencyTable]:
 
 def supernet_folder(job: Job, recipe: "Recipe") -> Path:
     """The folder of a supernet, whose name tells space, data, and, in eight digits, everything else that made it."""
-    how = _file_digest(job.supernet) if job.supernet else [asdict(recipe), job.method, job.paths, job.seed]
+    trained = [asdict(recipe), job.method, job.paths, job.seed]
+    how = stated_digest(supernet_path(job.supernet)) if job.supernet else trained
     facts = json.dumps([job.space.digest, job.data.fingerprint, how, *_limit_of(job)])
     digits = hashlib.sha256(facts.encode()).hexdigest()[:8]
     return job.runs / f"supernet-{job.space.name}-{file_name(job.data.name)}-{digits}"
@@ -255,10 +256,6 @@ def draw_within(job: Job, table: LatencyTable | None) -> Draw | None:
     from hwnas.lookup import array_predictor
 
     return feasible(job.space, array_predictor(table or measured_table(job)[1], job.space), job.within_ms).draw
-
-
-def _file_digest(path: str) -> str:
-    return hashlib.sha256(supernet_path(path).read_bytes()).hexdigest()
 
 
 def supernet_recipe(job: Job) -> "Recipe":

@@ -6,7 +6,8 @@ on. Safetensors holds arrays and text only, so that a file from anyone can be op
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def read_supernet(path: Path, space: SearchSpace, classes: Sequence[str]) -> "Su
             raise HwnasError(
                 f"{path} is damaged: {name} has the shape {list(found.shape)}, not {list(leaf.shape)}. Get it again."
             )
-        leaves.append(jax.numpy.asarray(found, jax.numpy.float32))
+        leaves.append(jax.device_put(found.astype(np.float32)))
     return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
 
 
@@ -108,17 +109,30 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"supernet": str(path), "parameters": parameters, **json.loads(metadata["facts"])}
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def stated_digest(path: Path) -> str:
+    """The SHA-256 that a supernet's file states of itself; only what reads its weights finds out whether it is true."""
+    with _opened(path) as (metadata, _):
+        return metadata.get("sha256", "")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[dict[str, str], Any]]:
+    """The metadata of a supernet's file, and the file, open for its arrays; `HwnasError` if it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="numpy") as opened:
             metadata = opened.metadata() or {}
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+            if metadata.get("format") != FORMAT:
+                raise HwnasError(f"{path} is not a supernet: its format is '{metadata.get('format')}', not '{FORMAT}'.")
+            yield metadata, opened
     except (OSError, SafetensorError) as error:
         raise HwnasError(f"{path} is not a supernet: {error}. Give the supernet.safetensors of hwnas train.") from None
-    if metadata.get("format") != FORMAT:
-        raise HwnasError(f"{path} is not a supernet: its format is '{metadata.get('format')}', not '{FORMAT}'.")
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    with _opened(path) as (metadata, opened):
+        arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
     if metadata.pop("sha256", None) != _digest(metadata, arrays):
         raise HwnasError(f"The supernet {path} is damaged: it is not what was written. Get it again.")
     return metadata, arrays

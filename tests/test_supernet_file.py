@@ -22,7 +22,14 @@ from hwnas.space import lower
 from hwnas.space_toml import load_space, parse_space
 from hwnas.stages import Listener, make_job
 from hwnas.supernet import Supernet, slice_weights
-from hwnas.supernet_file import file_facts, read_supernet, shipped_supernets, supernet_path, write_supernet
+from hwnas.supernet_file import (
+    file_facts,
+    read_supernet,
+    shipped_supernets,
+    stated_digest,
+    supernet_path,
+    write_supernet,
+)
 
 SPACE = parse_space(TINY)
 CLASSES = ("cat", "dog")
@@ -50,6 +57,19 @@ def test_weights_come_back_in_sixteen_bit(file: Path, supernet: Supernet):
     for ours, theirs in zip(found, leaves(supernet), strict=True):
         np.testing.assert_array_equal(ours, theirs.astype(np.float16).astype(np.float32))
     assert file.stat().st_size < 2 * sum(leaf.size for leaf in found) + 8192
+
+
+def test_what_a_file_states_of_itself_tells_it_from_others_and_is_known_without_its_weights(file: Path, tmp_path: Path):
+    others = [tmp_path / "other.safetensors", tmp_path / "other facts.safetensors"]
+    write_supernet(others[0], Supernet(SPACE, rngs=nnx.Rngs(5)), {"data": "pets", "classes": CLASSES})
+    write_supernet(others[1], Supernet(SPACE, rngs=nnx.Rngs(4)), {"data": "dogs", "classes": CLASSES})
+    assert len({stated_digest(path) for path in (file, *others)}) == 3
+    broken = bytearray(file.read_bytes())
+    broken[-1] ^= 1
+    others[0].write_bytes(broken)
+    assert stated_digest(others[0]) == stated_digest(file)
+    with pytest.raises(HwnasError, match="is damaged"):
+        read_supernet(others[0], SPACE, CLASSES)
 
 
 def test_another_space_and_other_classes_are_refused(file: Path):
