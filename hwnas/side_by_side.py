@@ -42,13 +42,15 @@ def at_a_time(job: Job, count: int) -> int:
 
 def accuracies_from_scratch(
     job: Job, architectures: Sequence[Architecture], folder: Path, form: "Form | None" = None
-) -> list[float]:
+) -> tuple[list[float], str]:
     """Validation accuracies after `job.retrain_epochs` from new weights, those that `trained.retrained` starts from.
+
+    Also where in the folder the checkpoints lie.
 
     Args:
         job: data and settings.
         architectures: what to train.
-        folder: the checkpoints go to a folder in it that is named after what is trained and how.
+        folder: the checkpoints go to one in it that is named after what is trained and how.
         form: how it is computed; without it the fastest for the device.
     """
     from flax import nnx
@@ -66,6 +68,7 @@ def accuracies_from_scratch(
     recipe = Recipe(job.retrain_epochs, job.batch_size, job.learning_rate)
     codes = [job.space.encode(architecture) for architecture in architectures]
     digits = hashlib.sha256(repr((job.space.digest, codes, recipe, job.seed)).encode()).hexdigest()[:8]
+    checkpoints = f"checkpoints/{digits}"
     job.listener.stage(f"Training {len(codes)} networks side by side from new weights, {recipe.epochs} epochs")
     with step_listener(job, folder / "events" / digits) as on_step:
         models = train_many(
@@ -73,9 +76,10 @@ def accuracies_from_scratch(
             codes,
             job.data,
             recipe,
-            folder / "checkpoints" / digits,
+            folder / checkpoints,
             seed=job.seed,
             on_step=on_step,
         )
     scorer = Scorer(models[0], job.data, calibration_images=1024)
-    return [scorer.of(model).accuracy(job.data.validation, code) for model, code in zip(models, codes, strict=True)]
+    of_each = zip(models, codes, strict=True)
+    return [scorer.of(model).accuracy(job.data.validation, code) for model, code in of_each], checkpoints

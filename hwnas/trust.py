@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hwnas import side_by_side
 from hwnas.errors import HwnasError
 from hwnas.latency import LatencyTable, load_table, matching_table, profile_command, table_path
+from hwnas.network import macs
 from hwnas.ranking import RankCorrelation, best_third, rank_correlation
 from hwnas.runs import write_text
 from hwnas.space import Architecture, lower
@@ -78,12 +79,14 @@ class Judged:
     Attributes:
         architecture: as `Architecture.to_json` writes it, parsed.
         latency_ms: the table's estimate.
+        macs: multiply-adds for one image.
         inherited: with the weights of the supernet.
         from_scratch: trained from new weights, by seed.
     """
 
     architecture: dict[str, Any]
     latency_ms: float
+    macs: int
     inherited: float
     from_scratch: tuple[float, ...]
 
@@ -133,6 +136,16 @@ class TrustReport:
     def top_correlation(self) -> RankCorrelation:
         """The same within the third that is best from scratch, where it is hard."""
         return _correlation([self.judged[index] for index in best_third([one.trained for one in self.judged])])
+
+    @property
+    def latency_correlation(self) -> RankCorrelation:
+        """Of latency alone and accuracy from scratch: what ranks by size needs no supernet."""
+        return rank_correlation([one.latency_ms for one in self.judged], [one.trained for one in self.judged])
+
+    @property
+    def macs_correlation(self) -> RankCorrelation:
+        """Of multiply-adds alone and accuracy from scratch."""
+        return rank_correlation([one.macs for one in self.judged], [one.trained for one in self.judged])
 
     @property
     def ceiling(self) -> RankCorrelation | None:
@@ -217,9 +230,9 @@ def judge(job: Job, table: LatencyTable, question: Question) -> tuple[Path, Trus
             trained[architecture].append(accuracy)
 
     def judged(architecture: Architecture) -> Judged:
-        latency_ms = table.predict(lower(job.space, architecture)).latency_ms
-        facts = json.loads(architecture.to_json())
-        return Judged(facts, latency_ms, inherited[architecture], tuple(trained[architecture]))
+        network, facts = lower(job.space, architecture), json.loads(architecture.to_json())
+        latency_ms, scores = table.predict(network).latency_ms, tuple(trained[architecture])
+        return Judged(facts, latency_ms, macs(network), inherited[architecture], scores)
 
     recipe = f"{question.epochs} epochs, batch {job.batch_size}, learning rate {job.learning_rate:g}"
     report = TrustReport(
@@ -304,26 +317,29 @@ class _Scores:
         job = replace(self.job, seed=seed)
         how = f"{job.retrain_epochs} epochs, batch {job.batch_size}, learning rate {job.learning_rate:g}, seed {seed}"
         keys = {architecture: self._key(f"from scratch, {how}", architecture) for architecture in architectures}
-        missing = [architecture for architecture in architectures if keys[architecture] not in self.known]
-        size = side_by_side.at_a_time(job, len(missing)) if missing and side_by_side.helps() else 1
-        for first in range(0, len(missing), size):
-            group = missing[first : first + size]
+        size = side_by_side.at_a_time(job, len(architectures)) if side_by_side.helps() else 1
+        for first in range(0, len(architectures), size):  # the same groups again after a stop
+            group = [one for one in architectures[first : first + size] if keys[one] not in self.known]
+            if not group:
+                continue
             if size > 1:
-                accuracies = side_by_side.accuracies_from_scratch(job, group, self.folder)
+                accuracies, checkpoints = side_by_side.accuracies_from_scratch(job, group, self.folder)
             else:
-                accuracies = [self._one_from_scratch(job, group[0], architectures.index(group[0]), len(architectures))]
+                accuracies, checkpoints = self._one_from_scratch(job, group[0], first, len(architectures))
             for architecture, accuracy in zip(group, accuracies, strict=True):
                 self._keep(keys[architecture], accuracy)
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(self.folder / checkpoints, ignore_errors=True)  # only these: others may be half way
         return {architecture: self.known[key] for architecture, key in keys.items()}
 
-    def _one_from_scratch(self, job: Job, architecture: Architecture, index: int, count: int) -> float:
+    def _one_from_scratch(
+        self, job: Job, architecture: Architecture, index: int, count: int
+    ) -> tuple[list[float], str]:
         import jax
 
         name = f"architecture {index + 1} of {count}" + (f", seed {job.seed}" if job.seed != self.job.seed else "")
         trained = retrained(job, replace(lower(job.space, architecture), name=name), self.folder)
         jax.clear_caches()  # what was compiled for one network is of no use to the next
-        return trained.validation_accuracy
+        return [trained.validation_accuracy], trained.checkpoints
 
     def winner(self, table: LatencyTable, sampler: str, budget_ms: float, trials: int) -> Architecture:
         """The most accurate of so many architectures that a search scores with inherited weights."""

@@ -18,6 +18,8 @@ def trust_facts(report: TrustReport) -> dict[str, Any]:
         **asdict(report),
         "kendall_tau": asdict(report.correlation),
         "kendall_tau_top_third": asdict(report.top_correlation),
+        "kendall_tau_of_latency_alone": asdict(report.latency_correlation),
+        "kendall_tau_of_macs_alone": asdict(report.macs_correlation),
         "kendall_tau_between_seeds": asdict(ceiling) if ceiling else None,
         "accuracy_standard_error": report.noise,
         "gaps": [one.gap for one in report.judged],
@@ -44,6 +46,8 @@ def trust_words(report: TrustReport) -> list[str]:
     lines = [
         f"Kendall tau of inherited accuracy and accuracy from scratch: {report.correlation.text}.",
         f"Within the third that is best from scratch: {report.top_correlation.text}.",
+        f"Without a supernet, by latency alone: {report.latency_correlation.text}; by multiply-adds alone: "
+        f"{report.macs_correlation.text}.",
     ]
     if ceiling := report.ceiling:
         lines.append(f"Between two trainings that differ in the seed alone: {ceiling.text}.")
@@ -84,5 +88,7 @@ def trust_picture(report: TrustReport) -> str:
     first += [(dot(0, 0, classes="f-main", r=4), "the best third of them", 0.0)]
     second = [(star(0, 0), "best of our search", 170.0), (square(0, 0), "best of a random search", 0.0)]
     parts.append(label(WIDTH - 16, 18, f"Kendall tau {report.correlation.tau:.2f}", anchor="end", bold=True))
+    alone = f"by latency alone {report.latency_correlation.tau:.2f}, by multiply-adds {report.macs_correlation.tau:.2f}"
+    parts.append(label(WIDTH - 16, 34, alone, anchor="end"))
     title = f"Accuracy from scratch against inherited accuracy: {report.space} on {report.data}"
     return picture(axes.height, title, "".join(parts) + legend(first, second))

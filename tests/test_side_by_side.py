@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hwnas import side_by_side
+from hwnas.checkpoints import newest_checkpoint
 from hwnas.data import DataSet, TestSplit, TrainSplit, ValidationSplit
 from hwnas.jax_layers import Form
 from hwnas.side_by_side import accuracies_from_scratch, at_a_time
@@ -62,7 +63,8 @@ def job() -> Job:
 def test_accuracies_are_those_of_a_training_alone(job: Job, tmp_path: Path):
     rng = Random(0)
     architectures = list({SPACE.sample(rng) for _ in range(3)})
-    together = accuracies_from_scratch(job, architectures, tmp_path, Form(control_flow=False))
+    together, checkpoints = accuracies_from_scratch(job, architectures, tmp_path, Form(control_flow=False))
+    assert newest_checkpoint(tmp_path / checkpoints)
     alone = retrained(job, lower(SPACE, architectures[1]), tmp_path).validation_accuracy
     assert together[1] == pytest.approx(alone, abs=0.015)  # three images that lie on the border
     assert len(set(together)) > 1

@@ -19,13 +19,17 @@ from hwnas.trust_report import trust_facts, trust_picture, trust_rows, trust_wor
 Command = Callable[..., Answer]
 STAGES = {"stages": [{"width": 16, "units": [{}]}, {"width": 32, "units": [{}, {}]}]}
 INHERITED = [0.20, 0.30, 0.25, 0.40, 0.50, 0.45]
+MACS = [10, 30, 20, 60, 40, 50]
 FROM_SCRATCH = [(0.60, 0.65), (0.66, 0.64), (0.68, 0.66), (0.70, 0.74), (0.80, 0.78), (0.81, 0.75)]
 
 
 @pytest.fixture
 def report() -> TrustReport:
     rows = zip(INHERITED, FROM_SCRATCH, strict=True)
-    judged = tuple(Judged(STAGES, 1.0 + n, inherited, scores) for n, (inherited, scores) in enumerate(rows))
+    judged = tuple(
+        Judged(STAGES, 1.0 + n, macs, inherited, scores)
+        for n, (macs, (inherited, scores)) in enumerate(zip(MACS, rows, strict=True))
+    )
     return TrustReport(
         "supernet-x", "space", "data", "cpu", "chip", "20 epochs", 400, judged, 2.5, 40,
         {"evolution": replace(judged[5], inherited=0.46), "random": judged[3]},
@@ -39,13 +43,26 @@ def test_a_report_ranks_gaps_and_compares_by_the_mean_over_seeds(report: TrustRe
     assert facts["kendall_tau_top_third"]["count"] == 2
     assert facts["kendall_tau_top_third"]["tau"] == 1  # 50 and 45 % inherited, 79 and 78 % from scratch
     assert facts["kendall_tau_between_seeds"]["tau"] == pytest.approx(11 / 15)
+    assert facts["kendall_tau_of_latency_alone"]["tau"] == pytest.approx(13 / 15)
+    assert facts["kendall_tau_of_macs_alone"]["tau"] == rank_correlation(MACS, means).tau == pytest.approx(7 / 15)
     assert facts["gaps"] == pytest.approx([mean - low for mean, low in zip(means, INHERITED, strict=True)])
     assert facts["search_over_random"] == pytest.approx(0.78 - 0.72)
     assert facts["accuracy_standard_error"] == pytest.approx((0.70583 * 0.29417 / 400) ** 0.5, rel=1e-3)
+    slowest_first = replace(report, judged=tuple(replace(one, latency_ms=-one.latency_ms) for one in report.judged))
+    assert slowest_first.latency_correlation.tau == pytest.approx(-13 / 15)
     rows, words = trust_rows(report), " ".join(trust_words(report))
     assert rows[1] == ("1×16, 2×32", "1.00 ms", "20.0 %", "60.0 % 65.0 %", "+42.5")
     assert [row[0] for row in rows[-2:]] == ["best of evolution", "best of random"]
-    for part in ("0.87 (95 % interval", "+29.0 to +42.5", "400 validation images", "78.0 %", "72.0 %", "+6.0 points"):
+    for part in (
+        "alone: 0.87 (95 %",
+        "alone: 0.47 (95 %",
+        "scratch: 0.87 (95 % interval",
+        "+29.0 to +42.5",
+        "400 validation images",
+        "78.0 %",
+        "72.0 %",
+        "+6.0 points",
+    ):
         assert part in words
 
 
