@@ -24,6 +24,7 @@ from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, GuidelineTiming, cases
 from hwnas.journal import ENTRIES, Journal
 from hwnas.latency import ComposedEntry, Entry, Measurement, load_table, parse_entry
+from hwnas.lines import Line
 from hwnas.memory_profiling import FITTED as MEMORY_FITTED
 from hwnas.memory_profiling import HELD_OUT as MEMORY_HELD_OUT
 from hwnas.model_size import model_bytes
@@ -60,13 +61,14 @@ import sys
 from pathlib import Path
 import steady
 from hwnas.devices import Device
+from hwnas.lines import Line
 from hwnas.profiling import profile
 from hwnas.space_toml import parse_space
 
 def told(done, total, what):
     print("other" if what in ("whole networks", "memory") else done, flush=True)
 
-with Device("cpu", steady.command_of("cpu")) as cpu:
+with Device("cpu", Line("cpu", steady.command_of("cpu"))) as cpu:
     profile(parse_space(Path(sys.argv[1]).read_text()), cpu, folder=Path(sys.argv[2]), on_progress=told)
 """
 
@@ -78,7 +80,7 @@ def space():
 
 @pytest.fixture(scope="module")
 def cpu():
-    with Device("cpu", steady.command_of("cpu")) as opened:
+    with Device("cpu", Line("cpu", steady.command_of("cpu"))) as opened:
         yield opened
 
 
