@@ -65,6 +65,11 @@ class Caution:
 
 CAUTIONS = (
     Caution(
+        "emulated",
+        lambda seen: seen.conditions.origin == "emulated",
+        "The device is emulated: its milliseconds mean nothing. A search takes the table with --force only.",
+    ),
+    Caution(
         "busy",
         lambda seen: seen.load_average > seen.conditions.threads + 1.0,
         "Other programs were running. Close them and profile again.",

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from hwnas import cli_training, cli_trust, processes
+from hwnas import cli_devices, cli_training, cli_trust, processes
 from hwnas.cli_options import (
     DEFAULT_DATA,
     DEFAULT_METHOD,
@@ -54,6 +54,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     epilog="Start with: hwnas search --budget-ms 1",
 )
+cli_devices.add_verbs(app)
 cli_training.add_verbs(app)
 cli_trust.add_verbs(app)
 
@@ -64,7 +65,7 @@ def search(
     space: SearchedSpace = None,
     data: SearchedData = None,
     device: DeviceName = "cpu",
-    threads: Threads = 1,
+    threads: Threads = None,
     batch: BatchImages = 1,
     precision: Precision = "fp32",
     trials: Annotated[int, typer.Option("--trials", min=1, help="Architectures that are scored.")] = 40,
@@ -96,7 +97,9 @@ def search(
     retrain_epochs: RetrainEpochs = 5,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
-    force: Annotated[bool, typer.Option("--force", help="Take a latency table that failed its own check.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take a latency table that failed its check, or is emulated.")
+    ] = False,
     run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
     runs: Runs = Path("runs"),
     processes: Processes = None,
@@ -107,6 +110,7 @@ def search(
 
     Latency table and supernet are made first if they are missing. Run again, it goes on where it stopped.
     """
+    from hwnas.devices import threads_of
     from hwnas.following import gathered
     from hwnas.pipeline import Plan, find
     from hwnas.report import outcome
@@ -123,9 +127,10 @@ def search(
             space, data = space or made_of["space"], data or made_of["data"]
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
         job = make_job(
-            space or DEFAULT_SPACE, data or DEFAULT_DATA, listener=listener, device=device, threads=threads,
-            batch=batch, precision=precision, seed=seed, runs=runs, supernet=supernet, method=method, paths=paths,
-            within_ms=within_ms, learning_rate=learning_rate, force=force, **settings,
+            space or DEFAULT_SPACE, data or DEFAULT_DATA, listener=listener, device=device,
+            threads=threads_of(device, threads), batch=batch, precision=precision, seed=seed, runs=runs,
+            supernet=supernet, method=method, paths=paths, within_ms=within_ms, learning_rate=learning_rate,
+            force=force, **settings,
         )  # fmt: skip
         folder, result = find(job, plan, run)
     if as_json:
@@ -143,7 +148,7 @@ def search(
 def profile(
     space: Space = DEFAULT_SPACE,
     device: DeviceName = "cpu",
-    threads: Threads = 1,
+    threads: Threads = None,
     batch: BatchImages = 1,
     precision: Precision = "fp32",
     classes: Annotated[int | None, typer.Option("--classes", min=2, help="Outputs of the classifier.")] = None,
@@ -165,6 +170,7 @@ def profile(
 
     from hwnas import profiling
     from hwnas.devices import device as open_device
+    from hwnas.devices import threads_of
     from hwnas.latency import table_path
     from hwnas.show import table_facts
     from hwnas.space_toml import load_space
@@ -179,7 +185,7 @@ def profile(
         folder = tables or tables_folder()
         listener.stage(f"Measuring the units of {loaded.name} on {device}")
         table = profiling.profile(
-            loaded, opened, threads=threads, batch=batch, precision=precision, folder=folder,
+            loaded, opened, threads=threads_of(device, threads), batch=batch, precision=precision, folder=folder,
             on_progress=listener.progress, seed=seed,
         )  # fmt: skip
     print_facts({"file": str(table_path(folder, loaded.name, table.conditions)), **table_facts(table)}, as_json)
@@ -243,7 +249,7 @@ def show(
 def breakdown(
     model: Annotated[str, typer.Argument(help="An ONNX file, or the name of a network of the literature.")],
     device: DeviceName = "cpu",
-    threads: Threads = 1,
+    threads: Threads = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="An SVG file to draw the shares in.")] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -258,6 +264,7 @@ def breakdown(
         model_of,
     )
     from hwnas.devices import device as open_device
+    from hwnas.devices import threads_of
     from hwnas.runs import write_text
     from hwnas.show import network_of_model
 
@@ -266,7 +273,7 @@ def breakdown(
             f"A plot is an SVG file; {plot} is not named like one. Give --plot {plot.with_suffix('.svg')}."
         )
     with reported(as_json) as listener, open_device(device) as opened:
-        source = model_of(model, seed)
+        source, threads = model_of(model, seed), threads_of(device, threads)
         conditions = opened.conditions(threads=threads)
         listener.stage(f"Measuring {model} on {device}, node by node")
         found = break_down(source, opened, threads=threads, seed=seed, on_progress=listener.progress)
@@ -289,7 +296,7 @@ def breakdown(
 def guidelines(
     device: DeviceName = "cpu",
     space: Space = DEFAULT_SPACE,
-    threads: Threads = 1,
+    threads: Threads = None,
     batch: BatchImages = 1,
     precision: Precision = "fp32",
     widths: Annotated[str, typer.Option("--widths", help="Channels of the networks: the paper's arm or gpu.")] = "arm",
@@ -302,6 +309,7 @@ def guidelines(
     from dataclasses import replace
 
     from hwnas.devices import device as open_device
+    from hwnas.devices import threads_of
     from hwnas.experiments import EXPERIMENTS
     from hwnas.guideline_profiling import measure_guidelines
     from hwnas.guideline_report import guideline_facts, guideline_picture, guideline_rows
@@ -311,6 +319,7 @@ def guidelines(
     from hwnas.stages import tables_folder
 
     with reported(as_json) as listener, open_device(device) as opened:
+        threads = threads_of(device, threads)
         conditions = opened.conditions(threads, batch, precision)
         path = table_path(tables or tables_folder(), load_space(space).name, conditions)
         table = matching_table(path, conditions)

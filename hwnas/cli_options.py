@@ -18,8 +18,11 @@ SearchedSpace = Annotated[
 SearchedData = Annotated[
     str | None, typer.Option("--data", help=DATA_HELP, show_default=f"that of --supernet, or {DEFAULT_DATA}")
 ]
-DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that a run of the model may use.")]
+DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run: hwnas devices list.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads that a run may use.", show_default="1, or those of the device"),
+]
 BatchImages = Annotated[int, typer.Option("--batch", min=1, help="Images a run of the model takes.")]
 Precision = Annotated[str, typer.Option("--precision", help="Arithmetic of the model on the device: fp32 or int8.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]

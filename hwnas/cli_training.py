@@ -67,7 +67,7 @@ def retrain(
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
     device: DeviceName = "cpu",
-    threads: Threads = 1,
+    threads: Threads = None,
     batch: BatchImages = 1,
     run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
     processes: Processes = None,
@@ -75,6 +75,7 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Trains one architecture from new weights; `hwnas export` makes the model of it."""
+    from hwnas.devices import threads_of
     from hwnas.following import gathered
     from hwnas.single import retrain_architecture
     from hwnas.stages import make_job
@@ -84,7 +85,8 @@ def retrain(
             architecture, run, space,
             lambda name: make_job(
                 name, data, listener=listener, retrain_epochs=epochs, batch_size=batch_size,
-                learning_rate=learning_rate, device=device, threads=threads, batch=batch, seed=seed,
+                learning_rate=learning_rate, device=device, threads=threads_of(device, threads),
+                batch=batch, seed=seed,
             ),
         )  # fmt: skip
     print_facts({"run": str(folder), **facts}, as_json)

@@ -7,6 +7,7 @@ another.
 import base64
 import json
 import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from hwnas.calibration import Measurement
 from hwnas.errors import DeviceError, DeviceLostError, HwnasError
 from hwnas.latency import Conditions
 from hwnas.lines import Line, Tries, one_line
-from hwnas.registry import Entry, registered
+from hwnas.registry import LOCAL, Entry, registered
 from hwnas.runtimes import RUNTIMES, board_program, command_of, local_name, packages_of
 from hwnas.ssh import SshLine
 
@@ -391,11 +392,17 @@ def device(name: str) -> Device:
     Raises:
         HwnasError: there is none of that name; the message says how to go on.
     """
+    entry = entry_of(name)
+    return Device(entry.name, line_to(entry))
+
+
+def entry_of(name: str) -> Entry:
+    """What the registry says of a device, or would say of this machine; `HwnasError` as of `device`."""
     known = {} if name in RUNTIMES else registered()
     if name in known:
-        return Device(name, line_to(known[name][0]))
+        return known[name][0]
     if local := local_name(name):
-        return Device(local, Line(local, command_of(local)))
+        return Entry(local, LOCAL, runtime=local)
     if name == "arm":
         raise HwnasError(NO_ARM)
     raise HwnasError(
@@ -404,14 +411,47 @@ def device(name: str) -> Device:
     )
 
 
+def threads_of(name: str, asked: int | None) -> int:
+    """The threads that are asked for, or else those that the registry gives the device, or else one."""
+    return asked or entry_of(name).threads
+
+
 def line_to(entry: Entry) -> Line:
-    """The line to a device of the registry."""
+    """The line to the measuring process of a device."""
+    check_runtime(entry)
     if not entry.is_local:
         return SshLine(entry, board_program(entry.runtime), packages_of(entry.runtime))
     command = command_of(entry.runtime)
     python = shlex.split(entry.python) or [command[0]]
     cores = {"HWNAS_CORES": json.dumps(entry.cores)} if entry.cores else {}
     return Line(entry.name, (*python, *command[1:]), {**cores, "HWNAS_PYTHON": json.dumps(python)})
+
+
+def facts_of(entry: Entry) -> dict[str, Any]:
+    """What a device is and has: what `machine_facts.facts` sees there, for which nothing but Python need be installed.
+
+    Raises:
+        DeviceError: it cannot be reached, or has no Python.
+    """
+    line = line_to(entry)
+    if isinstance(line, SshLine):
+        return line.facts()
+    program = str(Path(__file__).with_name("machine_facts.py"))
+    python = shlex.split(entry.python) or [sys.executable]
+    line = Line(entry.name, (*python, program, entry.folder, *packages_of(entry.runtime)))
+    try:
+        line.send({"facts": True})
+        return line.receive(CONDITIONS_S)["facts"]
+    finally:
+        line.close()
+
+
+def check_runtime(entry: Entry) -> None:
+    """Raises `HwnasError` if the runtime of a device is none."""
+    if entry.runtime not in RUNTIMES:
+        raise HwnasError(
+            f"The runtime of the device '{entry.name}' is one of {', '.join(RUNTIMES)}; it is '{entry.runtime}'."
+        )
 
 
 @cache

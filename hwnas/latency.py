@@ -299,6 +299,15 @@ class LatencyTable:
         return Prediction(latency_ms, latency_ms * (1 + self.calibration.upper_ratio))
 
 
+def check_origin(conditions: Conditions) -> None:
+    """Raises `HwnasError` if milliseconds of these conditions are not those of a real device."""
+    if conditions.origin != "measured":
+        raise HwnasError(
+            f"The device {conditions.device} is {conditions.origin}: what it is timed at means nothing. "
+            "Name a real device, or take it as it is: --force."
+        )
+
+
 def profile_command(space: str, conditions: Conditions) -> str:
     """The command that measures a space under these conditions; settings at their defaults are left out."""
     command = f"hwnas profile --device {conditions.device} --space {space}"

@@ -1,9 +1,16 @@
-"""What a machine shows of itself: processors, frequencies, temperatures, load. Runs on a board, even without numpy."""
+"""What a machine shows of itself: processors, frequencies, temperatures, load. Runs on a board, even without numpy.
+
+    python machine_facts.py FOLDER PACKAGE ... < lines
+
+answers each line of standard input with `facts` of the folder's disk and of the packages.
+"""
 
 import glob
 import json
 import os
 import platform
+import shutil
+import sys
 import threading
 from contextlib import suppress
 
@@ -77,6 +84,8 @@ def stolen_ticks():
 
 def chip():
     """The processor's name; on ARM, which has none, implementer and part as in `ARM 0x41 0xd0b`."""
+    if emulated():
+        return f"{platform.machine()} in QEMU"
     facts = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -97,3 +106,79 @@ def first_line(path):
             return file.readline().strip()
     except OSError:
         return ""
+
+
+# ---- for the doctor ----------------------------------------------------------------------------------------------
+
+
+def facts(folder, packages):
+    """What this machine is and has, as far as it shows it."""
+    now, limit = celsius()
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "chip": chip(),
+        "board": first_line("/proc/device-tree/model").strip("\0"),
+        "emulated": emulated(),
+        "python": platform.python_version(),
+        "packages": {name: version_of(name) for name in packages},
+        "free_bytes": shutil.disk_usage(nearest(folder)).free,
+        "kinds": kinds(),
+        "governor": core_fact(CORES[-1], "scaling_governor") or "not shown",
+        "celsius": now,
+        "slows_down_at_celsius": limit,
+        "throttled": throttled(),
+        "load_average": load_average(),
+    }
+
+
+def nearest(folder):
+    """The folder, or that above it which is there already."""
+    folder = os.path.abspath(os.path.expanduser(folder))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def version_of(package):
+    """The installed version of a package, or nothing."""
+    from importlib import metadata
+
+    for name in (package, f"{package}-gpu"):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return ""
+
+
+def kinds():
+    """The processors of each kind, told apart by the highest frequency, the fastest first."""
+    by_kilohertz = {}
+    for core in CORES:
+        by_kilohertz.setdefault(int(core_fact(core, "cpuinfo_max_freq") or 0), []).append(core)
+    return [{"megahertz": k / 1000 or None, "cores": by_kilohertz[k]} for k in sorted(by_kilohertz, reverse=True)]
+
+
+def throttled():
+    """Whether heat or a weak supply slowed the processors down since the start, in words; `None` where not shown."""
+    if flags := first_line("/sys/devices/platform/soc/soc:firmware/get_throttled"):  # Raspberry Pi
+        seen = [text for bit, text in RASPBERRY.items() if int(flags, 16) >> bit & 1]
+        return ", ".join(seen) or "no"
+    counts = [first_line(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
+    if not counts:
+        return None
+    times = sum(int(count) for count in counts if count.isdigit())
+    return f"{times} times" if times else "no"
+
+
+RASPBERRY = {16: "under-voltage", 17: "frequency capped", 18: "throttled", 19: "soft temperature limit"}
+"""Bits of what the firmware of a Raspberry Pi tells of the time since its start."""
+
+
+def main():
+    """Answers lines until standard input ends."""
+    folder, *packages = sys.argv[1:]
+    for _ in sys.stdin:
+        print(json.dumps({"facts": facts(folder, packages)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

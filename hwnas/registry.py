@@ -9,7 +9,8 @@
     runtime = "openvino"           # what runs the models there; ONNX Runtime on the processor, cpu, if not given
     threads = 4                    # what --threads is if it is not given
     cores = [4, 5, 6, 7]           # processors to measure on; all if not given
-    notes = "Raspberry Pi 5 with a fan"
+    notes = "with a fan"
+    found = "Raspberry Pi 5, ..."  # what hwnas devices add saw there
 
 `hwnas --config FILE` names the file; else it is `hwnas.toml` in the working folder, and for what that does not have,
 `hwnas/hwnas.toml` in the user's folder of configurations.
@@ -50,6 +51,7 @@ class Entry:
         threads: of a run of a model, where none are asked for.
         cores: the processors to measure on; empty for all.
         notes: of the user.
+        found: what was seen there when it was added.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Entry:
     threads: int = 1
     cores: tuple[int, ...] = ()
     notes: str = ""
+    found: str = ""
 
     def __post_init__(self) -> None:
         where = f"The device '{self.name}'"

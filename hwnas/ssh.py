@@ -120,7 +120,7 @@ class SshLine(Line):
         self.deadline = math.inf
         if self._process is None:
             self._connect()
-        self._run(HERE.joinpath("machine_facts.py").read_bytes(), ".py", (self._folder,), cores=None)
+        self._run(HERE.joinpath("machine_facts.py").read_bytes(), ".py", (self._folder, *self._packages), cores=None)
         answer = self._ask({"facts": True})
         self.close()
         return answer["facts"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hwnas import processes
 from hwnas.errors import HwnasError
 from hwnas.event_log import EventLog
-from hwnas.latency import LatencyTable, load_table, table_path
+from hwnas.latency import LatencyTable, check_origin, load_table, table_path
 from hwnas.methods import Draw, check_paths, method
 from hwnas.runs import write_text
 from hwnas.space import SearchSpace
@@ -66,7 +66,7 @@ class Job:
         paths: architectures that a step of it trains; without it as many as the method does by default.
         within_ms: only architectures whose upper latency estimate keeps this are drawn for it; without it all are.
         supernet: a file of a trained one (`supernet_file.py`), in place of training.
-        force: takes a latency table that failed its own check.
+        force: takes a latency table that failed its own check, or is of an emulated device.
         listener: is told what happens.
     """
 
@@ -193,12 +193,14 @@ def latency_table(job: Job, device: "Device") -> tuple[Path, LatencyTable]:
     From then on the device counts only what it measures at the pace that it had for the table.
 
     Raises:
-        HwnasError: the table was measured under other conditions, or failed its own check.
+        HwnasError: the table was measured under other conditions, or failed its own check, or the device is emulated.
     """
     from hwnas.cautions import texts_of
     from hwnas.profiling import covers, profile
 
     conditions = device.conditions(job.threads, job.batch, job.precision)
+    if not job.force:
+        check_origin(conditions)
     path = table_path(job.tables, job.space.name, conditions)
     table = load_table(path) if path.exists() else None
     if table:

@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -15,21 +16,39 @@ from hwnas.space_toml import load_space, shipped_spaces
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def all_commands(group: Any, before: str = "") -> dict[str, Any]:
+    """Every command by its words: `search`, `devices add`."""
+    found = {}
+    for name, command in group.commands.items():
+        found |= all_commands(command, f"{before}{name} ") if hasattr(command, "commands") else {before + name: command}
+    return found
+
+
+COMMANDS = all_commands(typer.main.get_command(app))
 TABLES = sorted((ROOT / "latency_tables").rglob("*.json"))
 
 
 def documented_commands() -> list[str]:
-    """Every `hwnas VERB ...` of the README and of the examples in the help."""
+    """Every `hwnas VERB ...` of the README, of docs/ and of the examples in the help."""
     examples = [command.epilog.removeprefix("Example: ") for command in COMMANDS.values()]
-    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", README, re.S | re.M))
+    pages = (README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")))
+    blocks = "\n".join(block for page in pages for block in re.findall(r"^```\n(.*?)^```", page, re.S | re.M))
     lines = re.findall(r"(?:^|\.venv/bin/)(hwnas .*)", blocks, re.M)
     return [line.split("  #")[0].strip() for line in lines] + examples
 
 
+def verb_of(line: str) -> tuple[str, list[str]]:
+    """The verb of a command, of two words in a group, and what follows."""
+    first, *rest = line.removeprefix("hwnas ").split()
+    is_group = any(name.startswith(f"{first} ") for name in COMMANDS)
+    return (f"{first} {rest[0]}", rest[1:]) if is_group else (first, rest)
+
+
 @pytest.mark.parametrize("line", documented_commands())
 def test_every_documented_command_has_its_verb_and_options(line: str):
-    verb, *words = line.removeprefix("hwnas ").split()
+    verb, words = verb_of(line)
     if verb.startswith("--"):
         return
     assert verb in COMMANDS
@@ -39,7 +58,7 @@ def test_every_documented_command_has_its_verb_and_options(line: str):
 
 
 def test_the_readme_documents_every_verb():
-    assert set(COMMANDS) == {line.split()[1] for line in documented_commands() if not line.split()[1].startswith("--")}
+    assert set(COMMANDS) == {verb_of(line)[0] for line in documented_commands() if not line.startswith("hwnas --")}
 
 
 def test_the_names_that_the_readme_uses_from_python_exist():

@@ -1,5 +1,6 @@
 """The line to a board, over a real sshd on the loopback: what it must give, and all that can go wrong with it."""
 
+import json
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loopback import Board, measuring_there, opened, running_sshd, with_module
@@ -111,6 +113,35 @@ def test_a_model_that_does_not_run_there_is_named_after_the_others_were_timed(re
 def test_the_talk_of_a_login_shell_is_no_answer(board: Board, reach: Callable[..., Device]):
     talks = board.configure("c0", key="talks")
     assert len(dict(reach(ssh_options=talks).measure([model()], QUICK))) == 1
+
+
+def test_a_board_is_added_by_one_command_listed_and_checked_and_one_that_cannot_measure_is_not(
+    board: Board, hwnas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = tmp_path / "boards.toml"
+    monkeypatch.setenv("HWNAS_CONFIG", "")
+    monkeypatch.setattr("hwnas.ssh.OPTIONS", (*ssh.OPTIONS, "-F", str(board.folder / "client")))
+    words = ("--config", config, "devices")
+    folder = ("--folder", board.folder / "files")
+    bare = with_module(tmp_path / "bare", "onnxruntime", NO_PACKAGE)
+    refused = hwnas(*words, "add", "arm", "board", "--python", bare, *folder)
+    assert refused.status == 2
+    assert "is not registered" in refused.err
+    assert not config.exists()
+    added = hwnas(*words, "add", "arm", "board", "--python", sys.executable, "--notes", "here", *folder)
+    assert added.status == 0, added.err
+    assert "anchor network" in added.out
+    assert added.out.endswith("hwnas profile --device arm\n")
+    listed = hwnas(*words, "list").out
+    assert "ONNX Runtime CPU" in listed.splitlines()[0]
+    assert listed.startswith("arm ")
+    checked = json.loads(hwnas(*words, "check", "arm", "--json").out)
+    assert checked["can_measure"]
+    assert {"reached", "numpy", "onnxruntime", "free disk", "anchor network"} <= {
+        f["what"] for f in checked["findings"]
+    }
+    dead = hwnas(*words, "add", "x", "nobody@no-such-host.invalid", "--json")
+    assert (dead.status, json.loads(dead.out)["can_measure"]) == (2, False)
 
 
 # ---- nothing is left behind --------------------------------------------------------------------------------------
