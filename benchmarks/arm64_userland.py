@@ -1,11 +1,12 @@
 """An arm64 Debian user land without ARM hardware: extracted packages, aarch64 wheels, run by `qemu-aarch64-static`.
 
-    python tests/arm64_userland.py FOLDER
+    python benchmarks/arm64_userland.py [FOLDER]
 
 Needs `apt-get`, `dpkg-deb` and `pip`, but no root: the packages come from where this machine's own come from, through
 a package state of its own, and are only unpacked. What was made once is left as it is.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,11 @@ PACKAGES = (
 WHEELS = ("numpy==2.2.6", "onnxruntime==1.27.0")
 """Debian 12's qemu 7.2 runs the aarch64 onnxruntime from 1.20 to 1.27; 1.28 and later crash at import there."""
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
+
+
+def default_folder() -> Path:
+    """Where the user land lies if nothing else is said: in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hwnas-arm64"
 
 
 def apt_get(folder: Path, *words: str) -> None:
@@ -59,4 +65,4 @@ def python_of(root: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(python_of(make_userland(Path(sys.argv[1]).resolve())))
+    print(python_of(make_userland(Path(sys.argv[1]).resolve() if sys.argv[1:] else default_folder())))

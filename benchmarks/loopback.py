@@ -3,7 +3,6 @@
 import contextlib
 import getpass
 import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -13,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from hwnas.registry import Entry
 
-from hwnas.devices import Device, device
-from hwnas.registry import Entry, store
+
+class NoServerError(Exception):
+    """There is no sshd, or it does not start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def running_sshd(folder: Path) -> Iterator[Board]:
     """An sshd with a new host key, for a new key of the user who runs this."""
     program = shutil.which("sshd") or "/usr/sbin/sshd"
     if not Path(program).exists():
-        pytest.skip("there is no sshd: apt-get install openssh-server")
+        raise NoServerError("there is no sshd: apt-get install openssh-server")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # of its privilege separation
     with socket.socket() as probe:
@@ -82,35 +82,10 @@ def running_sshd(folder: Path) -> Iterator[Board]:
                     break
             time.sleep(0.05)
         else:
-            pytest.fail(f"sshd does not start: {(folder / 'log').read_text()}")
+            raise NoServerError(f"sshd does not start: {(folder / 'log').read_text()}")
         board = Board(folder, port)
         board.configure("client")
         yield board
     finally:
         server.terminate()
         server.wait()
-
-
-def opened(entry: Entry, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    """The device of an entry, through a registry that holds it alone."""
-    path = folder / "hwnas.toml"
-    store(entry, path)
-    monkeypatch.setenv("HWNAS_CONFIG", str(path))
-    return device(entry.name)
-
-
-def with_module(folder: Path, name: str, text: str) -> str:
-    """A command that runs this Python with a module of ours before all others."""
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.py").write_text(text)
-    return f"env PYTHONPATH={shlex.quote(str(folder))} {shlex.quote(sys.executable)}"
-
-
-def measuring_there(board: Board) -> list[int]:
-    """The processes that run a program out of the board's store of files."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if f"{board.folder}/files/" in path.read_text() and ".pyz" in path.read_text():
-                found.append(int(path.parent.name))
-    return found
