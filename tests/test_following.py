@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY
+from test_lookup import random_table
 
 from hwnas.errors import HwnasError
 from hwnas.following import _same_job
 from hwnas.network import Network
 from hwnas.network_json import from_json, to_json
+from hwnas.scoring import Scorer
 from hwnas.space import lower
 from hwnas.space_toml import parse_space
-from hwnas.stages import make_job, settings_of
+from hwnas.stages import make_job, settings_of, trained_supernet
 
 QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SEARCH = """
@@ -47,7 +49,25 @@ with gathered(where or None):
                     storage=f"{folder}.db", name="study")
 print(json.dumps([[one.architecture.to_json(), one.accuracy, one.number] for one in result.scored]))
 """
-RETRAIN = "import sys; from hwnas.cli import main; sys.argv[0] = 'hwnas'; main()"
+FEW = """
+name = "few"
+input_size = 8
+classes = 4
+stem = { channels = 8, stride = 1, max_pool = false }
+head = { channels = 16 }
+[unit]
+split_ratio = ["1/2"]
+kernel = [3]
+squeeze_excite = [false]
+residual = [false]
+groups = [1]
+extra_depthwise = [false]
+[[stage]]
+depth = [1]
+width = [8, 16, 24, 32]
+"""
+"""Four architectures."""
+HWNAS = "import sys; from hwnas.cli import main; sys.argv[0] = 'hwnas'; main()"
 
 
 @pytest.fixture
@@ -100,7 +120,7 @@ def test_a_search_in_two_processes_scores_the_architectures_that_one_process_sco
 def test_of_two_processes_that_train_one_network_only_the_first_speaks_and_writes(folder: Path):
     retrain = ["retrain", "architecture.json", "--space", "tiny.toml", "--data", "noise.npz", "--epochs", "1", "--json"]
     both = [
-        start(folder, RETRAIN, *retrain, "--run", f"run{n}", "--processes", where) for n, where in enumerate(places())
+        start(folder, HWNAS, *retrain, "--run", f"run{n}", "--processes", where) for n, where in enumerate(places())
     ]
     (out, said), follows = (process.communicate() for process in both)
     assert [process.returncode for process in both] == [0, 0]
@@ -108,6 +128,36 @@ def test_of_two_processes_that_train_one_network_only_the_first_speaks_and_write
     assert json.loads(out)["run"] == "run0"
     assert (folder / "run0" / "run.json").is_file()
     assert not (folder / "run1").exists()
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_two_processes_judge_a_supernet_by_the_scores_that_one_process_finds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HWNAS_CACHE", str(folder / "cache"))
+    (folder / "few.toml").write_text(FEW)
+    job = make_job(str(folder / "few.toml"), str(folder / "noise.npz"), runs=folder / "runs", epochs=1, batch_size=32)
+    path, supernet = trained_supernet(job)
+    random_table(job.space).save(folder / "table.json")
+    judge = ["--table", "table.json", "--architectures", "4", "--epochs", "1", "--trials", "3", "--budget-ms", "100"]
+    leads, follows = (
+        start(folder, HWNAS, "trust", str(runs / path.name), *judge, "--json", "--processes", place)
+        for runs, place in zip((path.parent, folder / "nowhere"), places(), strict=True)
+    )
+    scorer = Scorer(supernet, job.data)
+    (out, _), said = leads.communicate(), follows.communicate()
+    assert [leads.returncode, follows.returncode] == [0, 0]
+    assert said == ("", "")
+    assert not (folder / "nowhere").exists()
+    report = json.loads(out)
+    assert Path(report["report"], "trust.json").is_file()
+    everyone = [*report["judged"], *report["winners"].values()]
+    assert len({json.dumps(one["architecture"]) for one in everyone}) == len(report["judged"]) == 4
+    for one in everyone:
+        code = job.space.encode(job.space.from_json(json.dumps(one["architecture"])))
+        assert one["inherited"] == scorer.accuracy(job.data.validation, code)
+        assert 0 <= one["from_scratch"][0] <= 1
+    assert len({one["inherited"] for one in everyone}) > 1
 
 
 def test_a_process_that_sees_other_images_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch):
