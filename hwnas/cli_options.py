@@ -47,6 +47,10 @@ SupernetFile = Annotated[
         "--supernet", help="A trained one, cifar10 or the supernet.safetensors of hwnas train: none is trained."
     ),
 ]
+Start = Annotated[
+    str | None,
+    typer.Option("--from", help="A trained supernet whose weights the training starts from, as for search --supernet."),
+]
 LearningRate = Annotated[float, typer.Option("--learning-rate", help="The highest one of the schedule.")]
 Processes = Annotated[
     str | None,

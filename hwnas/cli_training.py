@@ -22,6 +22,7 @@ from hwnas.cli_options import (
     Runs,
     Seed,
     Space,
+    Start,
     Threads,
     WithinMs,
 )
@@ -34,6 +35,7 @@ def train(
     method: Method = DEFAULT_METHOD,
     paths: Paths = None,
     within_ms: WithinMs = None,
+    start: Start = None,
     device: DeviceName = "cpu",
     epochs: Epochs = 10,
     batch_size: BatchSize = 16,
@@ -49,7 +51,7 @@ def train(
 
     with gathered(processes), reported(as_json) as listener:
         job = make_job(
-            space, data, listener=listener, method=method, paths=paths, within_ms=within_ms, device=device,
+            space, data, listener=listener, method=method, paths=paths, within_ms=within_ms, start=start, device=device,
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, runs=runs, seed=seed,
         )  # fmt: skip
         folder, model = trained_supernet(job)

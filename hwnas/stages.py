@@ -66,6 +66,7 @@ class Job:
         paths: architectures that a step of it trains; without it as many as the method does by default.
         within_ms: only architectures whose upper latency estimate keeps this are drawn for it; without it all are.
         supernet: a file of a trained one (`supernet_file.py`), in place of training.
+        start: a file of a trained one, from whose weights the supernet's training starts; without it from new ones.
         force: takes a latency table that failed its own check, or is of an emulated device.
         listener: is told what happens.
     """
@@ -88,6 +89,7 @@ class Job:
     paths: int | None = None
     within_ms: float | None = None
     supernet: str | None = None
+    start: str | None = None
     force: bool = False
     listener: Listener = Listener()
 
@@ -130,7 +132,7 @@ def make_job(space_source: str, data_source: str, **settings: Any) -> Job:
     job = Job(space, data, sources=(space_source, data_source), **settings)
     if processes.count() > 1 and processes.leads():
         facts = {"space_digest": space.digest, "data_fingerprint": data.fingerprint}
-        processes.order("work on", settings=settings_of(replace(job, supernet=None)), **facts)
+        processes.order("work on", settings=settings_of(replace(job, supernet=None, start=None)), **facts)
         processes.answers()
     return job
 
@@ -149,6 +151,7 @@ SETTINGS = (
     "paths",
     "within_ms",
     "supernet",
+    "start",
 )
 """The fields of a job that a run's folder remembers."""
 
@@ -161,7 +164,7 @@ def save_settings(folder: Path, job: Job, **further: Any) -> None:
 def settings_of(job: Job) -> dict[str, Any]:
     """What makes a job again."""
     settings = {name: getattr(job, name) for name in SETTINGS}
-    given = {"space": job.sources[0], "data": job.sources[1], "supernet": job.supernet}
+    given = {"space": job.sources[0], "data": job.sources[1], "supernet": job.supernet, "start": job.start}
     return settings | {name: source and _absolute(source) for name, source in given.items()}
 
 
@@ -239,6 +242,7 @@ def measured_table(job: Job) -> tuple[Path, LatencyTable]:
 def supernet_folder(job: Job, recipe: "Recipe") -> Path:
     """The folder of a supernet, whose name tells space, data, and, in eight digits, everything else that made it."""
     trained = [asdict(recipe), job.method, job.paths, job.seed]
+    trained += [stated_digest(supernet_path(job.start))] if job.start else []
     how = stated_digest(supernet_path(job.supernet)) if job.supernet else trained
     facts = json.dumps([job.space.digest, job.data.fingerprint, how, *_limit_of(job)])
     digits = hashlib.sha256(facts.encode()).hexdigest()[:8]
@@ -275,13 +279,14 @@ def trained_supernet(job: Job, table: LatencyTable | None = None) -> tuple[Path,
     from flax import nnx
 
     from hwnas.supernet import Supernet
-    from hwnas.supernet_file import read_supernet, write_supernet
+    from hwnas.supernet_file import file_facts, read_supernet, supernet_path, write_supernet
     from hwnas.training import train
 
     recipe, how = supernet_recipe(job), method(job.method)
     folder = supernet_folder(job, recipe)
     if job.supernet:
         return folder, read_supernet(Path(job.supernet), job.space, job.data.classes)
+    start = read_supernet(supernet_path(job.start), job.space, job.data.classes) if job.start else None
     paths = how.sampler(job.space, draw_within(job, table), job.seed, check_paths(how, job.paths))
     limit = "" if job.within_ms is None else f" within {job.within_ms:g} ms"
     job.listener.stage(
@@ -290,10 +295,13 @@ def trained_supernet(job: Job, table: LatencyTable | None = None) -> tuple[Path,
     facts = {"space": job.space.name, "data": job.data.name, "data_fingerprint": job.data.fingerprint}
     facts |= {"recipe": asdict(recipe), "seed": job.seed, "method": how.name, "source": how.source}
     facts |= {"paths": check_paths(how, job.paths), "within_ms": job.within_ms}
+    if job.start:
+        begun = file_facts(supernet_path(job.start)) | {"supernet": Path(job.start).name}
+        facts |= {"start": begun | {"sha256": stated_digest(supernet_path(job.start))}}
     write_text(folder / "supernet.json", json.dumps(facts | {"settings": settings_of(job)}, indent=1))
     with step_listener(job, folder / "events") as on_step:
         model = train(
-            Supernet(job.space, rngs=nnx.Rngs(job.seed)),
+            start or Supernet(job.space, rngs=nnx.Rngs(job.seed)),
             job.data,
             recipe,
             folder / "checkpoints",

@@ -129,6 +129,24 @@ def test_a_search_takes_a_supernet_from_a_file_and_trains_none(
     assert "There is no supernet '" in answer.err
 
 
+def test_a_training_that_starts_from_a_supernet_s_file_goes_on_from_its_weights(
+    hwnas: Callable[..., Answer], here: Home, found: dict[str, Any], tmp_path: Path
+):
+    (file,) = (here.folder / "runs").glob("supernet-*/supernet.safetensors")
+    still = "--space", here.space, "--epochs", 1, "--batch-size", 64, "--learning-rate", 1e-9, "--runs", tmp_path
+    folders = [json.loads(hwnas("train", *still, "--json", *more).out)["supernet"] for more in ((), ("--from", file))]
+    assert folders[0] != folders[1]
+    facts = file_facts(Path(folders[1]) / "supernet.safetensors")
+    assert facts["start"]["sha256"] == stated_digest(file)
+    assert facts["start"]["recipe"] == file_facts(file)["recipe"]
+    theirs, *ours = (load_file(path) for path in (file, *(Path(one) / "supernet.safetensors" for one in folders)))
+    new, gone_on = (sum(float(abs(one[name] - theirs[name]).max()) for name in theirs) for one in ours)
+    assert gone_on < 1e-3 < 1 < new
+    answer = hwnas("train", "--space", here.space, "--from", tmp_path / "none")
+    assert answer.status == 2
+    assert "There is no supernet '" in answer.err
+
+
 def test_what_cannot_be_searched_is_refused_before_anything_is_measured(here: Home, found: dict[str, Any]):
     (file,) = (here.folder / "runs").glob("supernet-*/supernet.safetensors")
     stages: list[str] = []
