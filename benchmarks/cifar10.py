@@ -25,6 +25,7 @@ from hwnas.runs import write_text
 from hwnas.space import lower
 from hwnas.space_toml import load_space
 from hwnas.stages import Job, Listener, latency_table, trained_supernet
+from hwnas.target import Target
 from hwnas.trained import model_of, retrained, timing_of
 from hwnas.training import prepare_process
 
@@ -56,7 +57,7 @@ def best_of(job: Job, sampler: str, budget_ms: float, opened: Device) -> tuple[N
     path, table = latency_table(job, opened)
     _, supernet = trained_supernet(job)
     plan = Plan(budget_ms, trials=TRIALS, sampler=sampler)
-    _, measured, _ = searched(job, plan, FOLDER / sampler, table, table.digest, supernet, opened, None, ())
+    _, measured, _ = searched(job, plan, FOLDER / sampler, Target(opened, table, table.digest), supernet, None)
     kept = [candidate for candidate in measured if candidate.kept]
     if not kept:
         raise HwnasError(f"No finalist of '{sampler}' kept {budget_ms:.3g} ms; the table at {path} no longer holds.")

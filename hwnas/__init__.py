@@ -19,6 +19,7 @@ from typing import Any
 
 _HOMES = {
     "Architecture": "space",
+    "Budget": "stages",
     "HwnasError": "errors",
     "Job": "stages",
     "Network": "network",

@@ -30,12 +30,14 @@ from hwnas.cli_options import (
     RetrainEpochs,
     Runs,
     SearchedData,
+    SearchedDevice,
     SearchedSpace,
     Seed,
     Space,
     SupernetFile,
     Threads,
     WithinMs,
+    budgets,
 )
 from hwnas.errors import HwnasError
 from hwnas.terminal import print_facts, print_json, print_rows, reported
@@ -61,10 +63,16 @@ cli_trust.add_verbs(app)
 
 @app.command(epilog="Example: hwnas search --budget-ms 1 --data photos/")
 def search(
-    budget_ms: Annotated[float, typer.Option("--budget-ms", help="What one run of the model may take, in ms.")],
+    budget_ms: Annotated[
+        float | None, typer.Option("--budget-ms", help="What one run of the model may take on --device, in ms.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", help="DEVICE=MS, once for each device that the same model must run on."),
+    ] = None,
     space: SearchedSpace = None,
     data: SearchedData = None,
-    device: DeviceName = "cpu",
+    device: SearchedDevice = None,
     threads: Threads = None,
     batch: BatchImages = 1,
     precision: Precision = "fp32",
@@ -108,19 +116,23 @@ def search(
 ) -> None:
     """The main job: finds the most accurate network within a budget and proves it.
 
-    Latency table and supernet are made first if they are missing. Run again, it goes on where it stopped.
+    Latency table and supernet are made first if they are missing. Run again, it goes on where it stopped. With
+    --budget cpu=10 --budget gpu=1.5 the network keeps both, each as measured on its device.
     """
     from hwnas.devices import threads_of
     from hwnas.following import gathered
     from hwnas.pipeline import Plan, find
     from hwnas.report import outcome
-    from hwnas.stages import make_job
+    from hwnas.stages import Budget, make_job
     from hwnas.supernet_file import file_facts, supernet_path
 
     with gathered(processes), reported(as_json) as listener:
+        (device, first_ms), *others = budgets(budget_ms, device, budget or [])
+        further = tuple(Budget(name, ms, threads_of(name, threads)) for name, ms in others)
         plan = Plan(
-            budget_ms, trials, sampler, storage, from_scratch, baselines, guidelines, memory_mb, size_mb, predictor
-        )
+            first_ms, trials, sampler, storage, from_scratch, baselines, guidelines, memory_mb, size_mb, predictor,
+            further,
+        )  # fmt: skip
         if supernet:
             path = supernet_path(supernet)
             made_of, supernet = file_facts(path), str(path)

@@ -1,9 +1,12 @@
 """The options that several verbs of the command line share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hwnas.errors import HwnasError
 
 SPACE_HELP = "A search space: a name that comes with hwnas, or a TOML file."
 DATA_HELP = "Images: digits, cifar10, fashion-mnist, eurosat, a folder by class, Parquet or .npz file."
@@ -19,6 +22,9 @@ SearchedData = Annotated[
     str | None, typer.Option("--data", help=DATA_HELP, show_default=f"that of --supernet, or {DEFAULT_DATA}")
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run: hwnas devices list.")]
+SearchedDevice = Annotated[
+    str | None, typer.Option("--device", help="Where the model will run.", show_default="cpu, or those of --budget")
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads that a run may use.", show_default="1, or those of the device"),
@@ -60,3 +66,30 @@ Processes = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+def budgets(budget_ms: float | None, device: str | None, given: Sequence[str]) -> list[tuple[str, float]]:
+    """Devices and milliseconds, from `--budget-ms` and `--device`, or from one `--budget DEVICE=MS` for each.
+
+    Raises:
+        HwnasError: neither is given, or both are, or a budget is written otherwise.
+    """
+    if (budget_ms is None) == (not given):
+        raise HwnasError(
+            "Give the budget as --budget-ms 10 for one device, or as --budget cpu=10 --budget gpu=1.5 for several. "
+            f"{'Both are' if given else 'Neither is'} given."
+        )
+    if budget_ms is not None:
+        return [(device or "cpu", budget_ms)]
+    if device is not None:
+        raise HwnasError(f"--budget names the devices; --device {device} is given besides. Leave it out.")
+    found = []
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            found.append((name.strip(), float(number)))
+        except ValueError:
+            name = ""
+        if not name.strip():
+            raise HwnasError(f"A budget of several devices is DEVICE=MS, such as --budget cpu=10. It is '{text}'.")
+    return found

@@ -43,14 +43,18 @@ class Limit:
     """A hard constraint beside the budget: what an architecture needs of something may be at most so much.
 
     Attributes:
-        name: of what is limited: `memory`, `size`.
-        most_mb: the limit, in megabytes of 1,000,000 bytes.
-        needs_mb: what an architecture needs, at most.
+        name: of what is limited: `memory`, `size`, `latency on gpu`.
+        most: the limit.
+        needs: what an architecture needs, at most.
+        unit: of both, such as `MB` of 1,000,000 bytes.
+        option: of the command line that gives the limit.
     """
 
     name: str
-    most_mb: float
-    needs_mb: Callable[[Architecture], float]
+    most: float
+    needs: Callable[[Architecture], float]
+    unit: str
+    option: str
 
 
 class NothingLeftError(Exception):
@@ -96,7 +100,7 @@ def upper_ms_of(
     @lru_cache(maxsize=20_000)
     def upper_ms(code: Code) -> float:
         architecture = space.decode(code)
-        shares = [limit.needs_mb(architecture) / limit.most_mb for limit in limits]
+        shares = [limit.needs(architecture) / limit.most for limit in limits]
         return max(latency(architecture).upper_ms, *(budget_ms * share for share in shares), 0.0)
 
     return upper_ms

@@ -1,6 +1,7 @@
 """What a search holds to a limit beside the budget: peak memory by its upper estimate, the file by its size."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -27,7 +28,12 @@ def check_limit_settings(memory_mb: float | None, size_mb: float | None) -> None
 
 
 def limits_of(
-    job: Job, table: LatencyTable, digest: str, memory_mb: float | None, size_mb: float | None
+    job: Job,
+    table: LatencyTable,
+    digest: str,
+    memory_mb: float | None,
+    size_mb: float | None,
+    further: Sequence[str] = (),
 ) -> tuple[Limit, ...]:
     """The limits that are given, ready for a search.
 
@@ -36,6 +42,7 @@ def limits_of(
         table: whose memory counts.
         digest: of the table's file, as the model's metadata will have it.
         memory_mb, size_mb: at most; `None` for no limit.
+        further: names of the further devices that the model's metadata tells of.
 
     Raises:
         HwnasError: memory is limited, and the table does not hold it; the message has the command that measures it.
@@ -56,14 +63,24 @@ def limits_of(
         return memory.upper_bytes(network(architecture), job.batch, job.precision) / MEGABYTE
 
     def size(architecture: Architecture) -> float:
-        return file_bytes(job, architecture, network(architecture), digest, memory_mb is not None) / MEGABYTE
+        return file_bytes(job, architecture, network(architecture), digest, memory_mb is not None, further) / MEGABYTE
 
     given = (("memory", memory_mb, memory_needed), ("size", size_mb, size))
-    return tuple(Limit(name, most_mb, needs_mb) for name, most_mb, needs_mb in given if most_mb is not None)
+    return tuple(
+        Limit(name, most_mb, needs_mb, "MB", f"--{name}-mb") for name, most_mb, needs_mb in given if most_mb is not None
+    )
 
 
-def file_bytes(job: Job, architecture: Architecture, network: Network, digest: str, with_memory: bool) -> int:
+def file_bytes(
+    job: Job,
+    architecture: Architecture,
+    network: Network,
+    digest: str,
+    with_memory: bool,
+    further: Sequence[str] = (),
+) -> int:
     """The bytes of the file of a proved model at most: exact but for the digits of the numbers in its metadata."""
     unknown = Prediction(WIDEST, WIDEST), Timing(WIDEST, WIDEST, 1), WIDEST
-    facts = proof_facts(job, architecture, *unknown, digest, (WIDEST, WIDEST) if with_memory else None)
+    elsewhere = dict.fromkeys(further, (WIDEST, WIDEST))
+    facts = proof_facts(job, architecture, *unknown, digest, (WIDEST, WIDEST) if with_memory else None, elsewhere)
     return model_bytes(network, batch=job.batch, precision=job.precision, metadata=metadata_of(job, facts))

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from hwnas.network import macs, parameters
 from hwnas.runs import Candidate, Compared, HeldOut, Proof, Requirement, RunResult, write_text
 from hwnas.space import Architecture, lower
 from hwnas.stages import (
+    Budget,
     Job,
     file_name,
     latency_table,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from hwnas.predictor import PredictorSampler
     from hwnas.search import Scored, SearchResult
     from hwnas.supernet import Supernet
+    from hwnas.target import Further, Target
 
 FINALISTS = 5
 """How many of the best candidates are measured whole at a time."""
@@ -53,6 +55,7 @@ class Plan:
         memory_mb: what the model may add to the peak memory of a process, in megabytes of 1,000,000 bytes.
         size_mb: what its file may take.
         predictor: how many of the trials are drawn evenly and train a predictor of accuracy, which chooses the others.
+        further: the budgets of further devices that the same model must keep.
     """
 
     budget_ms: float
@@ -65,6 +68,7 @@ class Plan:
     memory_mb: float | None = None
     size_mb: float | None = None
     predictor: int | None = None
+    further: tuple[Budget, ...] = ()
 
 
 def run_folder(job: Job, plan: Plan) -> Path:
@@ -76,6 +80,7 @@ def run_folder(job: Job, plan: Plan) -> Path:
     settings += f"-predictor{plan.predictor}" if plan.predictor else ""
     for name, most_mb in (("memory", plan.memory_mb), ("size", plan.size_mb)):
         settings += f"-{name}-{most_mb:g}MB" if most_mb is not None else ""
+    settings += "".join(f"-{one.device}-{one.budget_ms:g}ms" for one in plan.further)
     return job.runs / f"{supernet.removeprefix('supernet-')}-{file_name(settings)}"
 
 
@@ -99,34 +104,38 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
     from hwnas.report import write_report
     from hwnas.search import check_budget, check_settings
     from hwnas.supernet_file import check_supernet
+    from hwnas.target import Target, check_further, further_of
 
     check_settings(plan.budget_ms, plan.trials, plan.sampler)
     check_setting(plan.guidelines, plan.sampler)
     check_first(plan.predictor, plan.trials, plan.sampler, plan.guidelines)
     check_limit_settings(plan.memory_mb, plan.size_mb)
+    check_further(job.device, plan.further)
     if plan.from_scratch and not job.retrain_epochs:
         raise HwnasError("--from-scratch starts from new weights; --retrain-epochs 0 leaves them so. Give 1 or more.")
     if job.supernet:  # before minutes go into a table
         check_supernet(Path(job.supernet), job.space, job.data.classes)
     folder = folder or run_folder(job, plan)
     seconds: dict[str, float] = {}
-    with open_device(job.device) as device:
+    with ExitStack() as opened:
+        names = [one.device for one in plan.further]
+        device, *others = [opened.enter_context(open_device(name)) for name in (job.device, *names)]
         with timed(seconds, "latency table"):
             path, table = latency_table(job, device)
-        digest = table.digest
+            further = further_of(job, plan.further, others)
         weights = sampler_weights(job.space, job.sources[0], table, plan.guidelines)
-        limits = limits_of(job, table, digest, plan.memory_mb, plan.size_mb)
+        own_limits = limits_of(job, table, table.digest, plan.memory_mb, plan.size_mb, names)
+        target = Target(device, table, table.digest, own_limits, further)
+        limits = target.limits(job.space)
         check_budget(job.space, table.predictor(job.space), plan.budget_ms, job.device, weights, limits)
         with timed(seconds, "supernet"):
             _, supernet = trained_supernet(job, table)
         if not (folder / "run.json").exists():  # a finished run stays whole until the new one is
             save_settings(folder, job, plan=asdict(plan), table=str(path))
         with timed(seconds, "search"):
-            result, measured, table = searched(job, plan, folder, table, digest, supernet, device, weights, limits)
+            result, measured, target = searched(job, plan, folder, target, supernet, weights)
         with timed(seconds, "training and proof of the winner"):
-            winner, architecture, proof = proved_winner(
-                job, plan, folder, measured, table, digest, supernet, device, limits
-            )
+            winner, architecture, proof = proved_winner(job, plan, folder, measured, target, supernet)
         baselines = []
         if plan.baselines:
             with timed(seconds, "baselines"):
@@ -144,8 +153,8 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         precision=job.precision,
         budget_ms=plan.budget_ms,
         binds=result.budget_binds,
-        fastest_ms=fastest_ms(job, table),
-        scored=tuple(candidate_of(s.architecture, s.accuracy, s.prediction) for s in result.scored),
+        fastest_ms=fastest_ms(job, target.table),
+        scored=tuple(scored_candidates(job, result, further)),
         finalists=tuple(measured),
         winner=compared[0],
         proof=proof,
@@ -183,46 +192,44 @@ def searched(
     job: Job,
     plan: Plan,
     folder: Path,
-    table: LatencyTable,
-    digest: str,
+    target: "Target",
     supernet: "Supernet",
-    device: "Device",
     weights: "Weights | None",
-    limits: "Sequence[Limit]",
-) -> tuple["SearchResult", list[Candidate], LatencyTable]:
+) -> tuple["SearchResult", list[Candidate], "Target"]:
     """Searches, then measures the best candidates whole until one keeps the budget.
 
-    What the measurements teach goes back into the estimate, by which further candidates are chosen.
+    What the measurements teach goes back into the estimates, by which further candidates are chosen.
 
     Returns:
-        The study, every candidate that was measured, and the corrected table.
+        The study, every candidate that was measured, and the target with corrected tables.
     """
     from hwnas.scoring import SharedScorer
     from hwnas.search import search
 
     score = SharedScorer(supernet, job.data)
-    sampler = predictor_sampler(job, plan, table, limits) if plan.predictor else plan.sampler
     measured: list[Candidate] = []
     attempt = 0
     while True:
         attempt += 1
-        trials = plan.trials * attempt
+        trials, limits = plan.trials * attempt, target.limits(job.space)
+        sampler = predictor_sampler(job, plan, target.table, limits) if plan.predictor else plan.sampler
         job.listener.stage(f"Scoring {trials} architectures within {plan.budget_ms:g} ms")
         result = search(
             job.space,
             lambda architecture: score(job.space.encode(architecture)),
-            table.predictor(job.space),
+            target.table.predictor(job.space),
             budget_ms=plan.budget_ms,
             device=job.device,
             trials=trials,
             storage=plan.storage or folder / "study.db",
-            name=f"{folder.name}-{digest[:8]}",  # with a new table the search begins anew
+            name=f"{folder.name}-{target.digest[:8]}",  # with a new table the search begins anew
             sampler=sampler,
             seed=job.seed,
             weights=weights,
             limits=limits,
             identity={
-                "table_sha256": digest,
+                "table_sha256": target.digest,
+                **{f"table_sha256 of {one.name}": one.digest for one in target.further},
                 "supernet": supernet_folder(job, supernet_recipe(job)).name,
                 "guidelines": plan.guidelines,
                 **({"predictor": str(plan.predictor)} if plan.predictor else {}),  # its first trials are drawn evenly
@@ -231,10 +238,10 @@ def searched(
         )
         for note in result.notes:
             job.listener.note(note)
-        new, table = _measured_finalists(job, plan, result, table, measured, device, limits)
+        new, target = _measured_finalists(job, plan, result, target, measured)
         measured += new
         if attempt == SEARCH_ATTEMPTS or any(candidate.kept for candidate in measured):
-            return result, measured, table
+            return result, measured, target
 
 
 def predictor_sampler(job: Job, plan: Plan, table: LatencyTable, limits: "Sequence[Limit]") -> "PredictorSampler":
@@ -273,42 +280,49 @@ def _measured_finalists(
     job: Job,
     plan: Plan,
     result: "SearchResult",
-    table: LatencyTable,
+    target: "Target",
     measured: list[Candidate],
-    device: "Device",
-    limits: "Sequence[Limit]",
-) -> tuple[list[Candidate], LatencyTable]:
-    """Measures the best candidates that were not measured yet and that the table still believes to be in budget."""
+) -> tuple[list[Candidate], "Target"]:
+    """Measures the best candidates that were not measured yet and that the tables still believe to be in budget."""
     from hwnas.export import measure_models, onnx_bytes
     from hwnas.onnx_model import random_weights
 
     known = [json.dumps(candidate.architecture) for candidate in measured]
+    table, device, limits = target.table, target.device, target.limits(job.space)
     chosen = []
     for scored in result.scored:
         network = lower(job.space, scored.architecture)
         prediction = table.predict(network)
         fresh = json.dumps(json.loads(scored.architecture.to_json())) not in known
-        if fresh and prediction.upper_ms <= plan.budget_ms and len(chosen) < FINALISTS:
+        within = prediction.upper_ms <= plan.budget_ms and target.keeps_elsewhere(network)
+        if fresh and within and len(chosen) < FINALISTS:
             chosen.append((scored, network, prediction))
     if not chosen:
-        return [], table
+        return [], target
     job.listener.stage(f"Measuring the {len(chosen)} best on {job.device}")
     models = [
         onnx_bytes(network, random_weights(network, job.seed), batch=job.batch, precision=job.precision, metadata={})
         for _, network, _ in chosen
     ]
     timings = measure_models(device, models, threads=job.threads)
+    elsewhere = [one.measured(models) for one in target.further]
     if (pace := max(timing.pace for timing in timings)) > 1:
         job.listener.note(
             f"The machine is {pace:.2f} times slower now than when the latency table was measured, and stayed so. "
             f"Search again when it is quiet, or measure the table anew: {table.profile_command}"
         )
     found = []
-    for (scored, _, prediction), timing, model in zip(chosen, timings, models, strict=True):
+    for index, ((scored, _, prediction), timing, model) in enumerate(zip(chosen, timings, models, strict=True)):
+        found_there = {
+            one.what: times[index].median_ms + times[index].spread_ms
+            for one, times in zip(target.further, elsewhere, strict=True)
+        }
+        if any(limit.name == "memory" for limit in limits):
+            found_there["memory"] = memory_mb(device, model, job)
         requirements = tuple(
-            Requirement(limit.name, limit.most_mb, limit.needs_mb(scored.architecture), memory_mb(device, model, job))
+            Requirement(limit.name, limit.most, limit.needs(scored.architecture), found_there[limit.name], limit.unit)
             for limit in limits
-            if limit.name == "memory"  # the size holds to the byte: the proof alone looks at the file
+            if limit.name in found_there  # the size holds to the byte: the proof alone looks at the file
         )
         candidate = candidate_of(scored.architecture, scored.accuracy, prediction, timing, plan.budget_ms, requirements)
         found.append(candidate)
@@ -318,8 +332,16 @@ def _measured_finalists(
                 f"Dropped a candidate of {scored.accuracy:.1%}: it was predicted at {prediction.latency_ms:.3g} ms and "
                 f"measured at {timing.median_ms:.3g} ms; the budget is {plan.budget_ms:g} ms{further}."
             )
-    pairs = [(network, timing) for (_, network, _), timing in zip(chosen, timings, strict=True)]
-    return found, table.corrected(pairs)
+    return found, target.corrected([network for _, network, _ in chosen], timings, elsewhere)
+
+
+def scored_candidates(job: Job, result: "SearchResult", further: "Sequence[Further]") -> Iterator[Candidate]:
+    """A row of the report for every scored architecture, with its latency on further devices, too."""
+    predictors = {one.name: one.table.predictor(job.space) for one in further}
+    for scored in result.scored:
+        row = candidate_of(scored.architecture, scored.accuracy, scored.prediction)
+        there = {name: predict(scored.architecture).latency_ms for name, predict in predictors.items()}
+        yield replace(row, elsewhere_ms=there)
 
 
 def candidate_of(
@@ -347,25 +369,24 @@ def proved_winner(
     plan: Plan,
     folder: Path,
     measured: list[Candidate],
-    table: LatencyTable,
-    digest: str,
+    target: "Target",
     supernet: "Supernet",
-    device: "Device",
-    limits: "Sequence[Limit]",
 ) -> tuple[Trained, Architecture, Proof]:
     """Trains the most accurate finalist on, exports it and measures it; the next one if it breaks budget or limits.
 
     Raises:
         HwnasError: no architecture that was measured keeps the budget and the limits.
     """
+    limits = target.limits(job.space)
+    elsewhere = {one.name: lambda model, one=one: one.measured([model])[0].median_ms for one in target.further}
     for candidate in sorted(measured, key=lambda c: -c.accuracy):
         if not candidate.kept:
             continue
         architecture = job.space.from_json(json.dumps(candidate.architecture))
         network = replace(lower(job.space, architecture), name="found")
         winner = retrained(job, network, folder, inherited=None if plan.from_scratch else (supernet, architecture))
-        output = folder / "model.onnx"
-        proof = proved(job, winner, architecture, table.predict(network), digest, device, output, limits)
+        promise, output = target.table.predict(network), folder / "model.onnx"
+        proof = proved(job, winner, architecture, promise, target.digest, target.device, output, limits, elsewhere)
         if proof.measured.median_ms <= plan.budget_ms and all(r.kept for r in proof.requirements):
             return winner, architecture, proof
         further = "".join(f"; {requirement.text}" for requirement in proof.requirements)
@@ -374,11 +395,12 @@ def proved_winner(
             f"budget is {plan.budget_ms:g} ms{further}."
         )
     least = min((c.measured.median_ms for c in measured if c.measured), default=float("nan"))
-    also = "".join(f" and {limit.most_mb:g} MB of {limit.name}" for limit in limits)
+    also = "".join(f" and {limit.most:g} {limit.unit} of {limit.name}" for limit in limits)
     raise HwnasError(
         f"None of the {len(measured)} best architectures keeps the budget of {plan.budget_ms:g} ms{also} as measured "
         f"on {job.device}; the fastest of them took {least:.3g} ms. The latency table may no longer hold, or the "
-        f"machine is busy: measure it anew ({profile_command(job.sources[0], table.conditions)}), or raise the budget."
+        f"machine is busy: measure it anew ({profile_command(job.sources[0], target.table.conditions)}), or raise the "
+        "budget."
     )
 
 

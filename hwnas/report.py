@@ -149,6 +149,7 @@ def _page(result: RunResult, winner: Candidate, pareto: str, latency: str, archi
         _promise(result),
         _section("The architecture", f'<div class="drawing">{architecture}</div>'),
         f'<div class="two">{_pareto(result, pareto)}{_latency(latency)}</div>',
+        *_over_devices(result),
         _comparison(result),
         _finalists(result, winner),
         f'<div class="two">{_proof(result)}{_seconds(result)}</div>',
@@ -243,12 +244,12 @@ def _promise(result: RunResult) -> str:
     )
     rows += tuple(
         (
-            f"{requirement.name.capitalize()} limit",
-            f"at most {requirement.limit_mb:g} MB asked for, {requirement.promised_mb:.4g} MB promised (upper "
-            f"estimate), {requirement.measured_mb:.4g} MB measured",
-            _verdict(requirement.kept, "kept", "broken"),
+            f"Limit on {limited.name}",
+            f"at most {limited.limit:g} {limited.unit} asked for, {limited.promised:.4g} {limited.unit} promised "
+            f"(upper estimate), {limited.measured:.4g} {limited.unit} measured",
+            _verdict(limited.kept, "kept", "broken"),
         )
-        for requirement in proof.requirements
+        for limited in proof.requirements
     )
     facts = "".join(
         f"<div><dt>{name}</dt><dd>{value}</dd><dd class=soft>{escape(source)}</dd></div>"
@@ -274,6 +275,44 @@ def _pareto(result: RunResult, svg: str) -> str:
     if hidden:
         words += f" Not shown: {hidden:,} less accurate than {percent_text(accuracy_floor(result))}."
     return _section("Accuracy and latency", svg, _paragraph(words))
+
+
+def pareto_over_devices(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those than which no other is more accurate without being slower on some device; the fastest on the first first.
+
+    All of them have estimates for the same devices.
+    """
+
+    def beats(other: Candidate, one: Candidate) -> bool:
+        pairs = [(other.latency_ms, one.latency_ms)]
+        pairs += [(other.elsewhere_ms[name], ms) for name, ms in one.elsewhere_ms.items()]
+        as_good = other.accuracy >= one.accuracy and all(theirs <= ours for theirs, ours in pairs)
+        return as_good and (other.accuracy > one.accuracy or any(theirs < ours for theirs, ours in pairs))
+
+    kept = [one for one in candidates if not any(beats(other, one) for other in candidates)]
+    return sorted(kept, key=lambda one: one.latency_ms)
+
+
+def _over_devices(result: RunResult) -> list[str]:
+    """The trade between the devices of a search for several."""
+    devices = list(result.scored[0].elsewhere_ms)
+    if not devices:
+        return []
+    rows = [
+        (
+            escape(short_text(one.architecture)),
+            percent_text(one.accuracy),
+            *map(ms_text, (one.latency_ms, *one.elsewhere_ms.values())),
+        )
+        for one in pareto_over_devices(result.scored)
+    ]
+    head = ("Units × width", "Validation accuracy", *(f"On {escape(name)}" for name in (result.device, *devices)))
+    words = (
+        f"The {len(rows)} of {len(result.scored):,} scored architectures that no other beats: none is at least as "
+        "accurate and as fast on every device, and better in one of these. Accuracy is with inherited weights; "
+        "latencies are estimates of each device's table."
+    )
+    return [_section("What each device costs", _table(head, rows, numbers=len(head) - 1), _paragraph(words))]
 
 
 def _latency(svg: str) -> str:

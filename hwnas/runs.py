@@ -2,7 +2,7 @@
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,29 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A limit beside the budget, what was promised, and what was measured, in megabytes of 1,000,000 bytes.
+    """A limit beside the budget, what was promised, and what was measured.
 
     Attributes:
-        name: `memory`, what the model adds to the peak memory of a process, or `size`, that of its file.
-        promised_mb: the upper estimate that the search held to the limit.
+        name: `memory`, what the model adds to the peak memory of a process; `size`, that of its file; or the latency on
+            a further device, such as `latency on gpu`.
+        promised: the upper estimate that the search held to the limit.
+        unit: of all three, ms or MB (of 1,000,000 bytes).
     """
 
     name: str
-    limit_mb: float
-    promised_mb: float
-    measured_mb: float
+    limit: float
+    promised: float
+    measured: float
+    unit: str
 
     @property
     def kept(self) -> bool:
-        return self.measured_mb <= self.limit_mb
+        return self.measured <= self.limit
 
     @property
     def text(self) -> str:
-        return f"{self.name} {self.measured_mb:.4g} MB of {self.limit_mb:g} MB (promised {self.promised_mb:.4g} MB)"
+        unit = self.unit
+        return f"{self.name} {self.measured:.4g} {unit} of {self.limit:g} {unit} (promised {self.promised:.4g} {unit})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,8 @@ class Candidate:
         latency_ms, upper_ms: the table's estimate and its upper bound.
         measured: of the whole network on the device; only finalists have it.
         kept: whether a measured one was within the budget and the limits.
-        requirements: the limits that were measured too.
+        requirements: the limits that were measured too; a latency on a further device with its spread.
+        elsewhere_ms: the estimates of the tables of further devices, by their names.
     """
 
     architecture: dict[str, Any]
@@ -61,6 +66,7 @@ class Candidate:
     measured: Timing | None = None
     kept: bool | None = None
     requirements: tuple[Requirement, ...] = ()
+    elsewhere_ms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

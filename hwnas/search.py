@@ -137,7 +137,7 @@ def search(
                 "space": space.name,
                 "space_sha256": space.digest,
                 "budget_ms": repr(float(budget_ms)),
-                **{f"{limit.name}_limit_mb": repr(float(limit.most_mb)) for limit in limits},
+                **{f"{limit.name} limit": repr(float(limit.most)) for limit in limits},
                 **(identity or {}),
             },
         )
@@ -253,20 +253,23 @@ def check_limits(
 
     for limit in limits:
 
-        def need_mb(code: Code, limit: Limit = limit) -> float:
-            return limit.needs_mb(space.decode(legal(code)))
+        def need(code: Code, limit: Limit = limit) -> float:
+            return limit.needs(space.decode(legal(code)))
 
-        if not (least_mb := need_mb(fastest(space, need_mb, limit.most_mb))) <= limit.most_mb:
+        if not (least := need(fastest(space, need, limit.most))) <= limit.most:
             raise HwnasError(
-                f"The architecture of {space.name} of least {limit.name} needs {least_mb:.3g} MB on {device}; the "
-                f"limit is {limit.most_mb:g} MB. Raise --{limit.name}-mb, or take a smaller space."
+                f"The architecture of {space.name} of least {limit.name} needs {least:.3g} {limit.unit} (upper "
+                f"estimate); the limit is {limit.most:g} {limit.unit}. Raise {limit.option}, or take a smaller space."
             )
     together = upper_ms_of(space, latency, budget_ms, limits)
     nearest = legal(fastest(space, lambda code: together(legal(code)), budget_ms))
     if not together(nearest) <= budget_ms:
         architecture = space.decode(nearest)
         needs = [f"{latency(architecture).upper_ms:.3g} ms of {budget_ms:g} ms"]
-        needs += [f"{limit.needs_mb(architecture):.3g} MB {limit.name} of {limit.most_mb:g} MB" for limit in limits]
+        needs += [
+            f"{limit.needs(architecture):.3g} {limit.unit} {limit.name} of {limit.most:g} {limit.unit}"
+            for limit in limits
+        ]
         raise HwnasError(
             f"No architecture found in {space.name} meets the budget and the limits together; the nearest needs "
             f"{', '.join(needs)} (upper estimates on {device}). Raise the one that is exceeded."
@@ -338,10 +341,10 @@ class _Worker:
         trial.set_constraint("upper_ms_over_budget", prediction.upper_ms - self.budget_ms)
         kept = prediction.upper_ms <= self.budget_ms
         for limit in self.limits:
-            need_mb = limit.needs_mb(architecture)
-            trial.set_user_attr(f"{limit.name}_mb", need_mb)
-            trial.set_constraint(f"{limit.name}_mb_over_limit", need_mb - limit.most_mb)
-            kept = kept and need_mb <= limit.most_mb
+            need = limit.needs(architecture)
+            trial.set_user_attr(f"{limit.name} ({limit.unit})", need)
+            trial.set_constraint(f"{limit.name} over limit", need - limit.most)
+            kept = kept and need <= limit.most
         if not kept:
             self.study.tell(trial, -math.inf)
             return None

@@ -48,6 +48,15 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What a run of the model may take on a device beside the first, in milliseconds, and the threads of the run."""
+
+    device: str
+    budget_ms: float
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """What is searched for, on what, and how.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,8 +147,12 @@ def proof_facts(
     validation_accuracy: float,
     table_digest: str,
     memory: tuple[float, float] | None = None,
+    elsewhere: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
-    """The facts that go into the metadata of a proved model; `memory` is promised and measured, in MB."""
+    """The facts that go into the metadata of a proved model.
+
+    Promised and measured are `memory`, in MB, and the latencies on further devices in `elsewhere`, in ms.
+    """
     facts: dict[str, Any] = {
         "architecture": architecture.to_json(),
         "device": job.device,
@@ -161,7 +165,12 @@ def proof_facts(
         "validation_accuracy": validation_accuracy,
         "table_sha256": table_digest,
     }
-    return facts | (dict(zip(("memory_promised_mb", "memory_measured_mb"), memory, strict=True)) if memory else {})
+    if memory:
+        facts |= dict(zip(("memory_promised_mb", "memory_measured_mb"), memory, strict=True))
+    if elsewhere:
+        names = "upper_ms", "measured_ms"
+        facts["further_devices"] = {name: dict(zip(names, ms, strict=True)) for name, ms in elsewhere.items()}
+    return facts
 
 
 def proved(
@@ -173,19 +182,27 @@ def proved(
     device: "Device",
     output: Path,
     limits: "Sequence[Limit]" = (),
+    elsewhere: Mapping[str, Callable[[bytes], float]] | None = None,
 ) -> Proof:
-    """Exports a trained network to `output` and checks what was promised of it, limits beside the budget included."""
+    """Exports a trained network to `output` and checks what was promised of it, limits beside the budget included.
+
+    `elsewhere` measures a model's latency on further devices in ms; the limit of each is named `latency on NAME`.
+    """
     from hwnas.export import agreement, file_digest, measure_models, operator_counts, opset
 
     job.listener.stage(f"Proving {output.name}")
     bare = model_of(trained, job, {})
     timing = timing_of(measure_models(device, [bare], threads=job.threads)[0])
-    promised_mb = {limit.name: limit.needs_mb(architecture) for limit in limits}
-    measured_mb = {"memory": memory_mb(device, bare, job)} if "memory" in promised_mb else {}
-    memory = (promised_mb["memory"], measured_mb["memory"]) if measured_mb else None
+    promised = {limit.name: limit.needs(architecture) for limit in limits}
+    measured = {f"latency on {name}": measure(bare) for name, measure in (elsewhere or {}).items()}
+    further = {name: (promised[what], measured[what]) for name, what in zip(elsewhere or (), measured, strict=True)}
+    if "memory" in promised:
+        measured["memory"] = memory_mb(device, bare, job)
+    memory = (promised["memory"], measured["memory"]) if "memory" in promised else None
     accuracy = trained.validation_accuracy
-    model = model_of(trained, job, proof_facts(job, architecture, prediction, timing, accuracy, table_digest, memory))
-    measured_mb["size"] = len(model) / MEGABYTE
+    facts = proof_facts(job, architecture, prediction, timing, accuracy, table_digest, memory, further)
+    model = model_of(trained, job, facts)
+    measured["size"] = len(model) / MEGABYTE
     images, share, largest = agreement(model, trained.scorer, trained.statistics, job.data, batch=job.batch)
     write_bytes(output, model)
     return Proof(
@@ -199,5 +216,5 @@ def proved(
         measured=timing,
         table_sha256=table_digest,
         model_sha256=file_digest(output),
-        requirements=tuple(Requirement(x.name, x.most_mb, promised_mb[x.name], measured_mb[x.name]) for x in limits),
+        requirements=tuple(Requirement(x.name, x.most, promised[x.name], measured[x.name], x.unit) for x in limits),
     )

@@ -231,9 +231,28 @@ def test_a_setting_out_of_range_is_one_line(hwnas: Command, here: Home, argument
     refused(hwnas("search", "--space", here.space, *arguments), *words)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "Neither is given"),
+        (("--budget-ms", 1, "--budget", "cpu=1"), "Both are given"),
+        (("--budget", "cpu=1", "--device", "cpu"), "--device cpu is given besides"),
+        (("--budget", "cpu"), "It is 'cpu'"),
+        (("--budget", "=3"), "It is '=3'"),
+        (("--budget", "cpu=soon"), "It is 'cpu=soon'"),
+        (("--budget", "cpu=1", "--budget", "cpu=2"), "cpu was given more than one"),
+        (("--budget", "cpu=1000", "--budget", "toaster=2"), "no device 'toaster'"),
+    ],
+)
+def test_budgets_of_several_devices_are_one_for_each(
+    hwnas: Command, here: Home, found: dict[str, Any], arguments: tuple[object, ...], words: str
+):
+    refused(hwnas("search", "--space", here.space, *arguments), words)
+
+
 def test_a_missing_or_unknown_option_is_a_mistake_too(hwnas: Command):
     assert hwnas("search").status == 2
-    unknown = hwnas("search", "--budget", "1")
+    unknown = hwnas("search", "--budget-m", "1")
     assert unknown.status == 2
     assert "--budget-ms" in unknown.err
 

@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 import optuna
 import pytest
+import steady
 from conftest import Home
 
 import hwnas
@@ -244,7 +245,7 @@ def test_a_budget_that_binds_is_kept_as_measured_or_the_failure_is_said(
 def test_limits_on_memory_and_size_are_kept_and_the_proof_says_so(here: Home, found: dict[str, Any], tmp_path: Path):
     job, table = tiny_job(here, copied_runs(here, tmp_path)), load_table(here.table)
     ends = limits_of(job, table, table.digest, 1.0, 1.0)
-    least, most = ([limit.needs_mb(a) for limit in ends] for a in (job.space.smallest, job.space.largest))
+    least, most = ([limit.needs(a) for limit in ends] for a in (job.space.smallest, job.space.largest))
     memory_mb, size_mb = (
         most[0] * 1.3,
         (least[1] + most[1]) / 2,
@@ -252,21 +253,56 @@ def test_limits_on_memory_and_size_are_kept_and_the_proof_says_so(here: Home, fo
     plan = Plan(1000, trials=4, memory_mb=memory_mb, size_mb=size_mb)
     folder, result = find(job, plan)
     memory, size = result.proof.requirements
-    assert (memory.name, memory.limit_mb, size.name, size.limit_mb) == ("memory", memory_mb, "size", size_mb)
+    assert (memory.name, memory.limit, size.name, size.limit) == ("memory", memory_mb, "size", size_mb)
     file_bytes = (folder / "model.onnx").stat().st_size
-    assert size.measured_mb == file_bytes / 1e6
-    assert 0 <= size.promised_mb * 1e6 - file_bytes < 100
-    assert size.promised_mb <= size_mb
-    assert 0 < memory.measured_mb <= memory_mb
-    sizes = [ends[1].needs_mb(job.space.from_json(json.dumps(c.architecture))) for c in result.scored]
+    assert size.measured == file_bytes / 1e6
+    assert 0 <= size.promised * 1e6 - file_bytes < 100
+    assert size.promised <= size_mb
+    assert 0 < memory.measured <= memory_mb
+    sizes = [ends[1].needs(job.space.from_json(json.dumps(c.architecture))) for c in result.scored]
     assert max(sizes) <= size_mb < most[1]
     assert all([r.name for r in candidate.requirements] == ["memory"] for candidate in result.finalists)
     metadata = {entry.key: entry.value for entry in onnx.load_model(str(folder / "model.onnx")).metadata_props}
-    assert float(metadata["memory_measured_mb"]) == memory.measured_mb
-    assert f"{size.measured_mb:.4g} MB measured" in (folder / "report.html").read_text()
+    assert float(metadata["memory_measured_mb"]) == memory.measured
+    assert f"{size.measured:.4g} MB measured" in (folder / "report.html").read_text()
     assert facts_of(str(folder))["size"] == size.text
     assert size.text in hwnas.outcome(result)
     assert folder == run_folder(job, plan) != run_folder(job, Plan(1000, trials=4))
+
+
+def test_a_search_for_two_devices_keeps_the_budget_of_each(
+    here: Home, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # the second one is the first under another name, with a table of its own
+    monkeypatch.setattr("hwnas.devices.command_of", lambda runtime: steady.command_of("cpu"))
+    tables = shutil.copytree(here.table.parents[1], tmp_path / "tables")
+    job = tiny_job(here, copied_runs(here, tmp_path), tables=tables)
+    predict = load_table(here.table).predictor(job.space)
+    budget_ms = (predict(job.space.smallest).upper_ms + predict(job.space.largest).upper_ms) / 2
+    plan = Plan(1000, trials=4, further=(hwnas.Budget("openvino", budget_ms),))
+    folder, result = find(job, plan)
+    (requirement,) = result.proof.requirements
+    assert (requirement.name, requirement.limit, requirement.unit) == ("latency on openvino", budget_ms, "ms")
+    assert requirement.kept
+    assert requirement.text in hwnas.outcome(result)
+    assert all([r.name for r in one.requirements] == [requirement.name] for one in result.finalists)
+    (file,) = (tables / "openvino").glob("*.json")
+    elsewhere = load_table(file).predictor(job.space)
+    for one in result.scored:
+        prediction = elsewhere(job.space.from_json(json.dumps(one.architecture)))
+        assert prediction.upper_ms <= budget_ms
+        assert one.elsewhere_ms == {"openvino": prediction.latency_ms}
+    metadata = {entry.key: entry.value for entry in onnx.load_model(str(folder / "model.onnx")).metadata_props}
+    assert json.loads(metadata["further_devices"])["openvino"]["measured_ms"] == requirement.measured
+    assert "On openvino" in (folder / "report.html").read_text()
+    assert load_result(folder) == result
+    assert folder == run_folder(job, plan) != run_folder(job, Plan(1000, trials=4))
+    with pytest.raises(HwnasError, match=r"least latency on openvino needs .* ms .* Raise --budget openvino"):
+        find(job, replace(plan, further=(hwnas.Budget("openvino", 1e-5),)))
+    with pytest.raises(HwnasError, match=r"A device has one budget\. cpu was given more than one"):
+        find(job, replace(plan, further=(hwnas.Budget("cpu", 1000),)))
+    with pytest.raises(HwnasError, match=r"a number of milliseconds above 0\. On openvino it is nan"):
+        find(job, replace(plan, further=(hwnas.Budget("openvino", float("nan")),)))
 
 
 def test_a_supernet_within_a_limit_trains_only_what_keeps_it(here: Home, found: dict[str, Any], tmp_path: Path):
@@ -308,7 +344,7 @@ def test_a_finalist_that_breaks_a_limit_as_measured_is_dropped():
     architecture = load_space("shufflenet-tiny").smallest
     timing, prediction = Measurement((0.5, 0.5)), Prediction(0.5, 0.6)
     broken, kept = (
-        candidate_of(architecture, 0.9, prediction, timing, 1.0, (Requirement("memory", 20.0, 19.0, measured),))
+        candidate_of(architecture, 0.9, prediction, timing, 1.0, (Requirement("memory", 20.0, 19.0, measured, "MB"),))
         for measured in (20.1, 19.9)
     )
     assert (broken.kept, kept.kept) == (False, True)

@@ -15,7 +15,7 @@ from hwnas.drawing import label, picture
 from hwnas.errors import HwnasError
 from hwnas.network import macs, parameters
 from hwnas.plots import limits, ms_text, pareto_set, ticks, timing_text
-from hwnas.report import outcome, winner_of, winner_picture, write_report
+from hwnas.report import outcome, pareto_over_devices, winner_of, winner_picture, write_report
 from hwnas.runs import Candidate, Compared, Proof, RunResult, Timing, load_result
 from hwnas.space import Architecture, SearchSpace, lower
 from hwnas.space_toml import load_space
@@ -332,6 +332,16 @@ def test_the_pareto_set_holds_what_nothing_beats():
     rows = [(1.0, 0.5), (2.0, 0.7), (2.0, 0.6), (3.0, 0.7), (4.0, 0.9), (5.0, 0.8)]
     points = [Candidate({}, accuracy, latency_ms, latency_ms) for latency_ms, accuracy in rows]
     assert [(c.latency_ms, c.accuracy) for c in pareto_set(reversed(points))] == [(1.0, 0.5), (2.0, 0.7), (4.0, 0.9)]
+
+
+def test_over_several_devices_the_pareto_set_holds_what_is_fast_on_any_of_them():
+    def scored(accuracy: float, *ms: float) -> Candidate:
+        return Candidate({}, accuracy, ms[0], ms[0], elsewhere_ms=dict(zip(("gpu", "phone"), ms[1:], strict=True)))
+
+    best, fast_here, fast_there = scored(0.9, 3.0, 2.0, 9.0), scored(0.8, 1.0, 2.0, 9.0), scored(0.8, 3.0, 1.0, 9.0)
+    beaten, equal = scored(0.8, 3.0, 2.0, 9.0), scored(0.9, 3.0, 2.0, 9.0)
+    assert pareto_over_devices([best, beaten, fast_here, fast_there]) == [fast_here, best, fast_there]
+    assert pareto_over_devices([best, equal]) == [best, equal]
 
 
 def test_latencies_have_three_figures_and_spreads_are_never_rounded_away():

@@ -139,7 +139,13 @@ def test_the_sampler_never_repeats_and_never_leaves_the_budget(budget_ms: float)
 
 def test_what_the_sampler_proposes_meets_every_limit_and_uses_most_of_the_scarcest():
     sampler = EvolutionSampler(
-        TINY, latency, 3.0, limits=(Limit("memory", 40.0, kernels_mb), Limit("size", 500.0, channels_mb))
+        TINY,
+        latency,
+        3.0,
+        limits=(
+            Limit("memory", 40.0, kernels_mb, "MB", "--memory-mb"),
+            Limit("size", 500.0, channels_mb, "MB", "--size-mb"),
+        ),
     )
     accuracy, scored = made_up_accuracy(TINY, 1), []
     for number in range(40):
@@ -157,7 +163,7 @@ def test_what_the_sampler_proposes_meets_every_limit_and_uses_most_of_the_scarce
 def test_without_limits_the_load_of_an_architecture_is_its_upper_estimate():
     code = TINY.encode(TINY.largest)
     assert upper_ms_of(TINY, latency, 3.0)(code) == latency(TINY.largest).upper_ms
-    limit = Limit("memory", kernels_mb(TINY.largest) / 2, kernels_mb)
+    limit = Limit("memory", kernels_mb(TINY.largest) / 2, kernels_mb, "MB", "--memory-mb")
     assert upper_ms_of(TINY, latency, 30.0, (limit,))(code) == pytest.approx(60.0)
 
 
@@ -367,35 +373,39 @@ def test_a_stock_sampler_scores_only_what_is_new_and_within_the_budget(tmp_path:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_scores_only_what_meets_the_limits(tmp_path: Path, sampler: str):
-    limits = (Limit("memory", 5.0, kernels_mb),)
+    limits = (Limit("memory", 5.0, kernels_mb, "MB", "--memory-mb"),)
     result = run_search(tmp_path / "study.db", 6, sampler=sampler, limits=limits, budget_ms=9.0)
     assert {kernels_mb(one.architecture) for one in result.scored} <= {3.0, 5.0}
     study = open_study(tmp_path / "study.db", "study", optuna.samplers.RandomSampler())
-    told = [trial for trial in study.get_trials() if "memory_mb" in trial.user_attrs]
+    told = [trial for trial in study.get_trials() if "memory (MB)" in trial.user_attrs]
     for trial in told:
-        assert trial.constraints["memory_mb_over_limit"] == trial.user_attrs["memory_mb"] - 5.0
-    broken = [trial for trial in told if trial.user_attrs["memory_mb"] > 5]
+        assert trial.constraints["memory over limit"] == trial.user_attrs["memory (MB)"] - 5.0
+    broken = [trial for trial in told if trial.user_attrs["memory (MB)"] > 5]
     assert all(trial.value == -math.inf for trial in broken)
     assert bool(broken) == (sampler != "evolution")
 
 
 def test_limits_that_nothing_meets_are_refused_with_what_the_least_needs(tmp_path: Path):
     with pytest.raises(
-        HwnasError, match=r"least memory needs 3 MB on a test; the limit is 2\.9 MB\. Raise --memory-mb"
+        HwnasError, match=r"least memory needs 3 MB \(upper estimate\); the limit is 2\.9 MB\. Raise --memory-mb"
     ):
-        run_search(tmp_path / "study.db", limits=(Limit("memory", 2.9, kernels_mb),))
-    against = Limit("size", 4.0, lambda architecture: 10.0 - kernels_mb(architecture))
+        run_search(tmp_path / "study.db", limits=(Limit("memory", 2.9, kernels_mb, "MB", "--memory-mb"),))
+    against = Limit("size", 4.0, lambda architecture: 10.0 - kernels_mb(architecture), "MB", "--size-mb")
     with pytest.raises(
         HwnasError, match=r"meets the budget and the limits together; the nearest needs .* memory of 5 MB"
     ):
-        run_search(tmp_path / "study.db", budget_ms=9.0, limits=(Limit("memory", 5.0, kernels_mb), against))
+        run_search(
+            tmp_path / "study.db",
+            budget_ms=9.0,
+            limits=(Limit("memory", 5.0, kernels_mb, "MB", "--memory-mb"), against),
+        )
     assert not (tmp_path / "study.db").exists()
 
 
 def test_a_study_with_another_limit_is_another_search(tmp_path: Path):
-    run_search(tmp_path / "study.db", 3, limits=(Limit("memory", 5.0, kernels_mb),))
-    with pytest.raises(HwnasError, match=r"memory_limit_mb was 5\.0, is 7\.0"):
-        run_search(tmp_path / "study.db", 3, limits=(Limit("memory", 7.0, kernels_mb),))
+    run_search(tmp_path / "study.db", 3, limits=(Limit("memory", 5.0, kernels_mb, "MB", "--memory-mb"),))
+    with pytest.raises(HwnasError, match=r"memory limit was 5\.0, is 7\.0"):
+        run_search(tmp_path / "study.db", 3, limits=(Limit("memory", 7.0, kernels_mb, "MB", "--memory-mb"),))
 
 
 def test_a_sampler_that_finds_nothing_new_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
