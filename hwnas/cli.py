@@ -8,7 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -106,7 +106,7 @@ def search(
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 0.05,
     force: Annotated[
-        bool, typer.Option("--force", help="Take a latency table that failed its check, or is emulated.")
+        bool, typer.Option("--force", help="Take a table that failed its check or is no measured one.")
     ] = False,
     run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
     runs: Runs = Path("runs"),
@@ -169,6 +169,13 @@ def profile(
         Path | None,
         typer.Option("--check", help="A latency table: tells whether it still holds, and measures no other."),
     ] = None,
+    known: Annotated[
+        Path | None,
+        typer.Option("--from", help="A measured table of another device, from which this one's is estimated."),
+    ] = None,
+    networks: Annotated[
+        int, typer.Option("--networks", help="So many whole networks are measured for an estimate with --from.")
+    ] = 30,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -177,13 +184,17 @@ def profile(
     With --check it measures new whole networks, under the table's own conditions, and tells whether the table still
     holds, as after an update of the system; if not, the exit status is 1. The table's upper bound learns from the check
     how much the machine drifts.
+
+    With --from it measures only a few whole networks, which takes a minute or two, and estimates the table from that
+    of another device. Such a table is marked as estimated, tells its error, and is searched with --force only.
     """
     from dataclasses import replace
 
     from hwnas import profiling
     from hwnas.devices import device as open_device
     from hwnas.devices import threads_of
-    from hwnas.latency import table_path
+    from hwnas.estimation import estimate
+    from hwnas.latency import load_table, table_path
     from hwnas.show import table_facts
     from hwnas.space_toml import load_space
     from hwnas.stages import tables_folder
@@ -195,11 +206,19 @@ def profile(
         loaded = load_space(space)
         loaded = replace(loaded, classes=classes or loaded.classes)
         folder = tables or tables_folder()
-        listener.stage(f"Measuring the units of {loaded.name} on {device}")
-        table = profiling.profile(
-            loaded, opened, threads=threads_of(device, threads), batch=batch, precision=precision, folder=folder,
-            on_progress=listener.progress, seed=seed,
-        )  # fmt: skip
+        how: dict[str, Any] = {
+            "threads": threads_of(device, threads),
+            "batch": batch,
+            "precision": precision,
+            "folder": folder,
+        }
+        how |= {"on_progress": listener.progress, "seed": seed}
+        if known:
+            listener.stage(f"Measuring {networks} networks of {loaded.name} on {device}")
+            table = estimate(load_table(known), loaded, opened, networks=networks, **how)
+        else:
+            listener.stage(f"Measuring the units of {loaded.name} on {device}")
+            table = profiling.profile(loaded, opened, **how)
     print_facts({"file": str(table_path(folder, loaded.name, table.conditions)), **table_facts(table)}, as_json)
 
 

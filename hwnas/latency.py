@@ -49,7 +49,8 @@ class Conditions:
         threads, batch, precision: the settings of the run.
         governor: the frequency governor, or `not shown`.
         system: operating system and architecture.
-        origin: `measured`, or `emulated` where the milliseconds mean nothing.
+        origin: `measured`, `estimated` from another device's table (`estimation.py`), or `emulated`, where the
+            milliseconds mean nothing.
         load_average: how many processes wanted to run when the measurement began.
         launch_ms: what it takes to start a run that does nothing, where that is no part of the timings: on a GPU.
     """
@@ -214,6 +215,21 @@ class LatencyTable:
                 f"The latency table of '{self.space}' on {self.conditions.device} failed its own check: {failure}. "
                 f"Measure it anew when the machine is quiet: {self.profile_command}. Or take it as it is: --force."
             )
+
+    def check_origin(self) -> None:
+        """Raises `HwnasError` if the table was not measured on a real device."""
+        origin, calibration = self.conditions.origin, self.calibration
+        if origin == "measured":
+            return
+        if origin == "emulated":
+            what = "its milliseconds say nothing of a real device"
+        else:
+            count = len(calibration.relative_errors)
+            what = f"on {count} networks that were measured there it errs by {calibration.mean_absolute_error:.1%}"
+        raise HwnasError(
+            f"The latency table of '{self.space}' on {self.conditions.device} is {origin}, not measured: {what}. "
+            f"Measure it: {self.profile_command}. Or take it as it is: --force."
+        )
 
     def check_device(self, conditions: Conditions, space: str | None = None) -> None:
         """Raises `HwnasError` naming each field in which the table was measured under other conditions.

@@ -63,20 +63,23 @@ def fit_line(sum_ms: Sequence[float], parameters: Sequence[int], measured_ms: Se
     shares = np.array([np.interp(np.log(counts), np.log(knots), row) for row in np.eye(len(knots))]).T
     columns = np.column_stack([np.ones(len(sums)), shares * sums[:, None], shares * counts[:, None] / 1e6])
     prior = np.concatenate([[0.0], np.ones(len(knots)), np.zeros(len(knots))])
-    factors = prior + _least_absolute(columns / measured[:, None], 1 - columns @ prior / measured)
+    factors = prior + least_absolute(columns / measured[:, None], 1 - columns @ prior / measured)
     slopes, costs = np.split(factors[1:], 2)
     return Line(float(factors[0]), *(tuple(map(float, values)) for values in (knots, slopes, costs)))
 
 
-def _least_absolute(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Factors of `columns` `[N, K]` with the least absolute residuals, and small: reweighted ridge regression."""
+def least_absolute(columns: np.ndarray, values: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+    """Factors of `columns` `[N, K]` with the least absolute residuals, and small: reweighted ridge regression.
+
+    `ridge` is relative to the mean square of each column.
+    """
     scale = np.sqrt(np.mean(columns**2, axis=0)) + 1e-12
     scaled, weights = columns / scale, np.ones(len(values))
     factors = np.zeros(columns.shape[1])
     for _ in range(30):
         weighted = scaled * weights[:, None]
-        ridge = RIDGE * weights.sum() * np.eye(len(factors))
-        factors = np.linalg.solve(scaled.T @ weighted + ridge, weighted.T @ values)
+        pull = ridge * weights.sum() * np.eye(len(factors))
+        factors = np.linalg.solve(scaled.T @ weighted + pull, weighted.T @ values)
         residuals = np.abs(scaled @ factors - values)
         weights = 1 / np.maximum(residuals, LEAST_RESIDUAL)
     return factors / scale

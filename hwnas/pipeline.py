@@ -161,6 +161,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
         baselines=tuple(compared[1:]),
         seconds=seconds,
         held_out=held_out_of(job, plan, result),
+        origin=table.conditions.origin,
     )
     write_text(folder / "architecture.json", architecture.to_json())
     save_settings(folder, job, plan=asdict(plan), table=str(path), checkpoints=winner.checkpoints)

@@ -67,8 +67,15 @@ def outcome(result: RunResult) -> str:
     return (
         f"{result.space} on {result.data} for {result.device} ({result.chip}): "
         f"{percent_text(result.winner.test_accuracy)} test accuracy in {timing_text(proof.measured)} measured;"
-        f"{further} {ending}"
+        f"{further} {ending}{unmeasured(result)}"
     )
+
+
+def unmeasured(result: RunResult) -> str:
+    """What the reader must know of a latency table that was not measured on a real device."""
+    if result.origin == "measured":
+        return ""
+    return f" The latency table is {result.origin}, not measured."
 
 
 def winner_picture(space_name: str, winner: Candidate) -> str:
@@ -257,7 +264,7 @@ def _promise(result: RunResult) -> str:
     )
     words = (
         f"Measured {_conditions(result)}. Each measured time is the median of its samples ± half their inter-quartile "
-        "range. Estimates are sums over the latency table's units."
+        "range. Estimates are sums over the latency table's units." + unmeasured(result)
     )
     return _section("What was promised, and what was measured", f"<dl>{facts}</dl>", _paragraph(words))
 

@@ -157,6 +157,7 @@ class RunResult:
         baselines: further rows of the comparison; empty without `--baselines`.
         seconds: wall time of each stage that ran, by name.
         held_out: how well the predictor did that guided the search; without one there is none.
+        origin: of the latency table, see `latency.Conditions`.
     """
 
     space: str
@@ -177,6 +178,7 @@ class RunResult:
     baselines: tuple[Compared, ...]
     seconds: dict[str, float]
     held_out: HeldOut | None = None
+    origin: str = "measured"
 
     def save(self, folder: Path) -> None:
         write_text(folder / "result.json", json.dumps(asdict(self), indent=1))

@@ -216,7 +216,9 @@ def latency_table(job: Job, device: "Device") -> tuple[Path, LatencyTable]:
     path = table_path(job.tables, job.space.name, conditions)
     table = load_table(path) if path.exists() else None
     if table:
-        table.check_device(conditions, job.sources[0])
+        table.check_device(replace(conditions, origin=table.conditions.origin), job.sources[0])
+        if not job.force:
+            table.check_origin()
     if table is None or not covers(table, job.space):
         job.listener.stage(f"Measuring the units of {job.space.name} on {job.device} ({conditions.chip})")
         table = profile(

@@ -99,6 +99,7 @@ FLOORS = {
     "show": 6,
     "limits": 7,
     "pipeline": 7,
+    "estimation": 6,
     "target": 7,
     "trust": 7,
     "trust_report": 7,
