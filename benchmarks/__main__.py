@@ -21,6 +21,7 @@ BENCHMARKS = {
     "prediction-2-threads": ("benchmarks.prediction", "the same of shufflenet-tiny with 2 threads"),
     "prediction-batch-8": ("benchmarks.prediction", "the same of shufflenet-tiny at batch 8"),
     "prediction-int8": ("benchmarks.prediction", "the same of shufflenet-tiny in int8"),
+    "estimated-table": ("benchmarks.estimated_table", "error of tables estimated from another and a few networks"),
     "bound-coverage": ("benchmarks.prediction", "share of fresh networks under their upper estimate"),
     "budget-kept": ("benchmarks.budget_kept", "share of searches whose winner keeps its budget as measured"),
     "guideline-prior": ("benchmarks.searches", "what the guidelines' prior gains a search, over several seeds"),
