@@ -27,7 +27,8 @@ TARGETS: dict[str, tuple[str, dict[str, int | str]]] = {
 def run(name: str) -> Result:
     with device("cpu") as cpu:
         space, known = table_of(Case(SPACE), cpu)
-    errors, details = [], {}
+    errors: list[float] = []
+    details: dict[str, object] = {}
     for what, (device_name, settings) in TARGETS.items():
         try:
             with device(device_name) as opened, tempfile.TemporaryDirectory() as folder:
