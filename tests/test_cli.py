@@ -245,7 +245,7 @@ def test_a_setting_out_of_range_is_one_line(hwnas: Command, here: Home, argument
     ],
 )
 def test_budgets_of_several_devices_are_one_for_each(
-    hwnas: Command, here: Home, found: dict[str, Any], arguments: tuple[object, ...], words: str
+    hwnas: Command, here: Home, arguments: tuple[object, ...], words: str
 ):
     refused(hwnas("search", "--space", here.space, *arguments), words)
 
