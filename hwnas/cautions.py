@@ -70,6 +70,12 @@ CAUTIONS = (
         "The device is emulated: its milliseconds mean nothing. A search takes the table with --force only.",
     ),
     Caution(
+        "estimated",
+        lambda seen: seen.conditions.origin == "estimated",
+        "Whole networks alone were measured, the units follow from another device's table. A search takes this table "
+        "with --force only.",
+    ),
+    Caution(
         "busy",
         lambda seen: seen.load_average > seen.conditions.threads + 1.0,
         "Other programs were running. Close them and profile again.",

@@ -82,9 +82,11 @@ def estimate(
         raise HwnasError(
             f"A table is estimated from a measured one. That of {known.conditions.device} is {known.conditions.origin}."
         )
-    conditions = replace(device.conditions(threads, batch, precision), origin=ESTIMATED)
+    conditions = device.conditions(threads, batch, precision)
+    if conditions.origin == "measured":
+        conditions = replace(conditions, origin=ESTIMATED)
     path = table_path(folder, space.name, conditions)
-    if path.exists() and load_table(path).conditions.origin != ESTIMATED:
+    if path.exists() and load_table(path).conditions.origin == "measured":
         raise HwnasError(
             f"There is a measured table of {space.name} on {conditions.device}, {path}, which is better than an "
             "estimate. Use it, or give another folder with --tables."

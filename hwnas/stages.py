@@ -76,7 +76,7 @@ class Job:
         within_ms: only architectures whose upper latency estimate keeps this are drawn for it; without it all are.
         supernet: a file of a trained one (`supernet_file.py`), in place of training.
         start: a file of a trained one, from whose weights the supernet's training starts; without it from new ones.
-        force: takes a latency table that failed its own check, or is of an emulated device.
+        force: takes a latency table that failed its own check, or is estimated, or of an emulated device.
         listener: is told what happens.
     """
 
@@ -205,7 +205,8 @@ def latency_table(job: Job, device: "Device") -> tuple[Path, LatencyTable]:
     From then on the device counts only what it measures at the pace that it had for the table.
 
     Raises:
-        HwnasError: the table was measured under other conditions, or failed its own check, or the device is emulated.
+        HwnasError: the table was measured under other conditions, or failed its own check or is
+            estimated, or the device is emulated.
     """
     from hwnas.cautions import texts_of
     from hwnas.profiling import covers, profile
