@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from hwnas.jax_layers import Array, depthwise_maps
 from hwnas.row_layers import norm, spread
@@ -96,7 +97,45 @@ def _squeeze_excite(weights: dict[str, Array], x: Array, choice: Choice, branch:
     return jnp.where(choice.squeeze_excite, (x * gate.T[..., None, None]).astype(x.dtype), x)
 
 
-def stride_1_unit(
+def later_units(
+    space: SearchSpace,
+    widths: tuple[int, ...],
+    weights: dict[str, Array],
+    x: Array,
+    layout: Layout,
+    depth: Array,
+    width_index: Array,
+    codes: Array,
+    given: dict[str, Any] | None,
+) -> Run:
+    """The units of a stage after its first, all that there may be; those that are not there leave x as it is.
+
+    Args:
+        weights, given: of all of them, stacked.
+        depth, width_index, codes: what the architecture chose for the stage; one code a unit, the first one's too.
+    """
+
+    def step(carry, of_unit):
+        index, code, unit_weights, statistics = of_unit
+        choice = Choice.read(space, widths, width_index, code)
+
+        def run(x, layout):
+            return _stride_1_unit(space, unit_weights, x, layout, choice, statistics or {})
+
+        def skip(x, layout):
+            shapes = jax.eval_shape(run, x, layout)[2]
+            return x, layout, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        there = index < depth
+        x, layout, used = taken(there, run(*carry), skip(*carry))
+        return (x, layout), used
+
+    units = jnp.arange(1, codes.shape[0]), codes[1:], weights, given
+    (x, layout), used = lax.scan(step, (x, layout), units)
+    return x, layout, used
+
+
+def _stride_1_unit(
     space: SearchSpace,
     weights: dict[str, Array],
     x: Array,
@@ -104,7 +143,7 @@ def stride_1_unit(
     choice: Choice,
     given: dict[str, Any],
 ) -> Run:
-    """A unit that keeps the size of the feature map; `unit_places.later_units` loops over those of a stage."""
+    """A unit that keeps the size of the feature map."""
     branch = layout.last(choice.main)
     y, _, used = _main_branch(space, weights, x, choice, (branch, choice.main), branch, 1, given)
     y, used["pw2_bn"] = norm(y, affine(weights, "pw2_bn", branch >= 0), given.get("pw2_bn"))

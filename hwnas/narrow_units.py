@@ -23,6 +23,7 @@ from hwnas.row_layers import (
     take_rows,
 )
 from hwnas.space import SearchSpace
+from hwnas.unit_loop import Loop, over_units
 from hwnas.unit_places import Choice, Layout, Run, affine, below, joined
 
 BLOCKS = 18
@@ -73,6 +74,13 @@ def _norm_block(maps, parameters, choices):
 def _output_block(maps, parameters, choices):
     y, used = norm(maps, *parameters)
     return jnp.where(choices, y, jax.nn.relu(y)), used
+
+
+def _closing_block(maps, parameters, choices):
+    """The gate of squeeze-excite, and the sum with what entered the branch where it is chosen."""
+    y, entry = maps
+    y = y * parameters[:, None, None, :]
+    return jnp.where(choices, jax.nn.relu(y + entry), y)
 
 
 def _extra_block(maps, parameters, choices):
@@ -146,7 +154,7 @@ class _Blocks:
         starts = jnp.where(index < self.count, index * self.block, rows + (index - self.count) * self.block)
         return _Blocks(self.block, starts, self.count + others.count)
 
-    def run(self, function: Any, maps: Array, parameters: Any, choices: Any) -> Any:
+    def run(self, function: Any, maps: Any, parameters: Any, choices: Any) -> Any:
         return over_blocks(function, self.block, self.starts, self.count, maps, parameters, choices)
 
 
@@ -172,21 +180,22 @@ def _mixed(choice: Choice, rows: int) -> Array:
     return jnp.where(shuffled >= 0, unshuffled, -1)
 
 
-def _gated(weights: Weights, y: Array, choice: Choice, places: tuple[Array, Array]) -> Array:
-    """Squeeze-excite, where it is chosen, of a main branch: y has its channels in order, or zeros."""
+def _gate(weights: Weights, y: Array, choice: Choice, places: tuple[Array, Array]) -> Array:
+    """Factors of squeeze-excite `[rows, N]`, of a main branch that has its channels in order; ones if not chosen."""
+    ones = jnp.ones((y.shape[0], y.shape[3]), y.dtype)
     if "se_reduce.kernel" not in weights:
-        return y
+        return ones
     reduce, expand = (
         take_rows(kernel, *places) for kernel in (weights["se_reduce.kernel"], weights["se_expand.kernel"].T)
     )
     bias = take_rows(weights["se_expand.bias"], *places)
 
-    def gated(y):
+    def gate(y):
         squeezed = jax.nn.relu(reduce.T @ y.mean((1, 2)) + weights["se_reduce.bias"][:, None])
         squeezed = jnp.where((jnp.arange(squeezed.shape[0]) < jnp.maximum(1, choice.main // 4))[:, None], squeezed, 0)
-        return y * jax.nn.sigmoid(expand @ squeezed + bias[:, None])[:, None, None, :]
+        return jax.nn.sigmoid(expand @ squeezed + bias[:, None])
 
-    return lax.cond(choice.squeeze_excite, gated, lambda y: y, y)
+    return lax.cond(choice.squeeze_excite, gate, lambda y: ones, y)
 
 
 def _normed_product(
@@ -201,13 +210,43 @@ def _normed_product(
     return jax.checkpoint(run)(x, parameters, kernel)
 
 
-def stride_1_unit(
+def later_units(
+    space: SearchSpace,
+    widths: tuple[int, ...],
+    weights: Weights,
+    x: Array,
+    layout: Layout,
+    depth: Array,
+    width_index: Array,
+    codes: Array,
+    given: dict[str, Any] | None,
+) -> Run:
+    """The units of a stage after its first, as many as the architecture has; arguments as in `masked_units`."""
+    rows, block = _rows_and_block(weights)
+
+    def choice_of(own):
+        return Choice.read(space, widths, own[1], own[0])
+
+    def unit(weights, x, layout, own):
+        return _stride_1_unit(space, weights, x, layout, choice_of(own), own[2])
+
+    loop = Loop(unit, rows, block, lambda own: _Blocks.of(block, rows, choice_of(own).main).count)
+    own = codes[1:], jnp.full(len(codes) - 1, width_index), given or {}
+    return over_units(loop, depth - 1, weights, x, layout, own)
+
+
+def _rows_and_block(weights: Weights) -> tuple[int, int]:
+    """Channels of the widest main branch, a multiple of a block's, and those of a block."""
+    main = weights["dw.kernel"].shape[-1]
+    block = -(-main // BLOCKS)
+    return -(-main // block) * block, block
+
+
+def _stride_1_unit(
     space: SearchSpace, weights: Weights, x: Array, layout: Layout, choice: Choice, given: dict[str, Any]
 ) -> Run:
-    """A unit that keeps the size of the feature map; `unit_places.later_units` loops over those of a stage."""
-    main = weights["dw.kernel"].shape[2]
-    block = -(-main // BLOCKS)
-    rows, used = -(-main // block) * block, {}
+    """A unit that keeps the size of the feature map."""
+    (rows, block), used = _rows_and_block(weights), {}
     branch, active = layout.last(choice.main), below(choice.main, rows)
     places = inverse_of(branch, rows), branch
     blocks, square = _Blocks.of(block, rows, choice.main), (square_sizes(rows), square_index(choice.main, rows))
@@ -232,9 +271,9 @@ def stride_1_unit(
 
     parameters = _pair_rows(affine(weights, "pw2_bn"), *places), given.get("pw2_bn")
     y, used["pw2_bn"] = blocks.run(_output_block, y, parameters, choice.residual.astype(jnp.int32))
-    y = _gated(weights, y, choice, places)
-    y = jnp.where(choice.residual, jax.nn.relu(y + entry), y)
-    x = take_rows(y, branch, places[0]) + jnp.where((branch >= 0)[:, None, None, None], 0, x)
+    parameters = _gate(weights, y, choice, places)
+    y = blocks.run(_closing_block, (y, entry), parameters, choice.residual.astype(jnp.int32))
+    x = take_rows(y, branch, places[0]) + (branch < 0).astype(x.dtype)[:, None, None, None] * x
     return x, layout.shuffled(), used
 
 
@@ -249,9 +288,8 @@ def stride_2_unit(
 ) -> Run:
     """The first unit of a stage: the side branch fills the first slots, the main branch those after it."""
     given, used = given or {}, {}
-    main = weights["dw.kernel"].shape[2]
-    block = -(-main // BLOCKS)
-    rows, entry_rows, all_slots = (-(-n // block) * block for n in (main, x.shape[0], slots))
+    rows, block = _rows_and_block(weights)
+    entry_rows, all_slots = (-(-n // block) * block for n in (x.shape[0], slots))
     active, entering = below(choice.main, rows), below(layout.width, entry_rows)
     source = inverse_of(layout.channel, entry_rows), layout.channel
     main_blocks, side_blocks = _Blocks.of(block, rows, choice.main), _Blocks.of(block, entry_rows, layout.width)
@@ -263,7 +301,9 @@ def stride_2_unit(
         y, used["extra_dw_bn"] = _extra(weights, y, choice.extra_depthwise, side_blocks, source, given)
     kernel = _padded(take_rows(weights["pw1.kernel"], *source).T, rows).T
     kernel = jnp.where(joined(entering, layout.width, _mixed(choice, rows), choice.main, choice.groups), kernel, 0)
-    y = product_rows(sizes(entry_rows, rows), index_of(layout.width, entry_rows, choice.main, rows), kernel, y)
+    size = index_of(layout.width, entry_rows, choice.main, rows)
+    y = product_rows(sizes(entry_rows, rows), size, _padded(kernel.T, rows + entry_rows).T, y)
+    y = lax.dynamic_update_slice_in_dim(y, entry, rows, 0)  # behind it, where there is room for it
 
     # both branches in one call: it is compiled for each kernel, which takes long
     side_kernel = take_rows(jnp.moveaxis(weights["side_dw.kernel"], 2, 0), *source)
@@ -272,7 +312,7 @@ def stride_2_unit(
     pair = _pair_padded(_masked(_pair_padded(affine(weights, "pw1_bn"), rows), active), rows + entry_rows)
     function = _stride_2_function(space.choices["kernel"])
     parameters = kernels, plain, pair, given.get("pw1_bn")
-    y, used["pw1_bn"] = both_blocks.run(function, jnp.concatenate([y, entry]), parameters, choice.kernel_index)
+    y, used["pw1_bn"] = both_blocks.run(function, y, parameters, choice.kernel_index)
 
     main_pair = _masked(_pair_padded(affine(weights, "dw_bn"), rows), active)
     pair = _both(main_pair, _pair_rows(affine(weights, "side_dw_bn"), *source))
@@ -284,11 +324,12 @@ def stride_2_unit(
     target = inverse_of(branch, rows), branch
     kernel = _padded(take_rows(_padded(weights["pw2.kernel"].T, all_slots), *target).T, rows)
     kernel = jnp.where(joined(active, choice.main, active, choice.main, choice.groups), kernel, 0)
-    main = product_rows(square_sizes(rows), square_index(choice.main, rows), kernel, y[:rows])
+    kernel = _padded(kernel, rows + entry_rows)
+    main = product_rows(square_sizes(rows), square_index(choice.main, rows), kernel, y)
     kernel = _padded(take_rows(weights["side_pw.kernel"], *source).T, all_slots).T
     kernel = jnp.where(joined(entering, layout.width, side_branch, side_width, choice.groups), kernel, 0)
-    side_index = index_of(layout.width, entry_rows, side_width, all_slots)
-    side = product_rows(sizes(entry_rows, all_slots), side_index, kernel, y[rows:])
+    size = index_of(layout.width, entry_rows, side_width, all_slots)
+    side = product_rows(sizes(entry_rows, all_slots), size, kernel, y[rows:])
     y = take_rows(main, *target[::-1]) + side
 
     # each slot belongs to one branch, so that one batch norm does for both
@@ -298,8 +339,8 @@ def stride_2_unit(
     y, used["concat_bn"] = blocks.run(_output_block, y, (pair, given.get("concat_bn")), jnp.int32(0))
     y = y[:slots]
     places = jnp.where(branch >= 0, index, -1)[:slots]
-    gated = _gated(weights, jnp.where((places >= 0)[:, None, None, None], y, 0), choice, (places, places))
-    y = jnp.where((places >= 0)[:, None, None, None], gated, y)
+    gate = _gate(weights, y, choice, (places, places))
+    y = y * jnp.where((places >= 0)[:, None], gate, 1)[:, None, None, :]
     return y, Layout.plain(choice.width, slots).shuffled(), used
 
 

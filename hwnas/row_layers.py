@@ -226,7 +226,7 @@ Sizes = tuple[tuple[int, int], ...]
 def product_rows(sizes: Sizes, index: Array, kernel: Array, x: Array) -> Array:
     """A 1x1 convolution `[in, out]` of x `[in, H, W, N]`: of the first `sizes[index]` inputs and outputs only.
 
-    The other rows of the result are zero. What lies beyond those sizes in kernel and x must be zero.
+    The other rows of the result are zero. What lies beyond those sizes in the kernel must be zero.
     """
     return _product(sizes, kernel, x, index)
 
@@ -278,7 +278,7 @@ BlockFunction = Callable[[Any, Any, Any], Any]
 def over_blocks(
     run: BlockFunction, block: int, starts: Array, count: Array, maps: Any, parameters: Any, choices: Any
 ) -> Any:
-    """`run` on `count` blocks of channels, each `block` long; the results for other channels are zero.
+    """`run` on `count` blocks of channels, each `block` long. Maps and gradients are zero in all other channels, too.
 
     Args:
         run: a function of the module (it is compared to know whether something was compiled), differentiable by maps
@@ -294,15 +294,30 @@ def over_blocks(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _over_blocks(run, block, starts, count, maps, parameters, choices) -> Any:
-    whole = jax.tree.leaves(maps)[0].shape[0]
-    shapes = jax.eval_shape(run, *(_cut((maps, parameters), starts[0], block)), choices)
-    results = jax.tree.map(lambda leaf: jnp.zeros((whole, *leaf.shape[1:]), leaf.dtype), shapes)
+    return _results(run, block, starts, count, maps, parameters, choices, in_place=True)
+
+
+def _results(run, block, starts, count, maps, parameters, choices, *, in_place: bool) -> Any:
+    """Results of all blocks; `in_place` the first one takes the memory of the first map, if it has the same shape."""
+    maps, tree = jax.tree.flatten(maps)
+    shapes = jax.eval_shape(run, *(_cut((tree.unflatten(maps), parameters), starts[0], block)), choices)
+    shapes, of_results = jax.tree.flatten(shapes)
+    whole = [jax.ShapeDtypeStruct((maps[0].shape[0], *leaf.shape[1:]), leaf.dtype) for leaf in shapes]
+    results = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in whole]
+    in_place = in_place and _alike(whole[0], maps[0])
+    if in_place:
+        results[0] = maps[0]
 
     def step(i, results):
-        start = starts[i]
-        return _put(results, run(*_cut((maps, parameters), start, block), choices), start)
+        start, own = starts[i], [results[0], *maps[1:]] if in_place else maps
+        new = run(*_cut((tree.unflatten(own), parameters), start, block), choices)
+        return _put(results, jax.tree.leaves(new), start)
 
-    return lax.fori_loop(0, count, step, results)
+    return of_results.unflatten(lax.fori_loop(0, count, step, results))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _cut(tree: Any, start: Array, block: int) -> Any:
@@ -315,20 +330,24 @@ def _put(tree: Any, part: Any, start: Array) -> Any:
 
 def _blocks_forward(run, block, starts, count, maps, parameters, choices):
     saved = starts, count, maps, parameters, choices
-    return _over_blocks(run, block, *saved), saved
+    return _results(run, block, *saved, in_place=False), saved
 
 
 def _blocks_backward(run, block, saved, g):
     starts, count, maps, parameters, choices = saved
-    gradients = jax.tree.map(jnp.zeros_like, (maps, parameters))
+    (g_first, *g_others), of_results = jax.tree.flatten(g)
+    gradients, tree = jax.tree.flatten(jax.tree.map(jnp.zeros_like, (maps, parameters)))
+    in_place = _alike(g_first, gradients[0])  # the gradient by the first map takes the memory of that by the result
+    if in_place:
+        gradients[0] = g_first
 
     def step(i, gradients):
         start = starts[i]
         _, pull = jax.vjp(lambda *inputs: run(*inputs, choices), *_cut((maps, parameters), start, block))
-        return _put(gradients, pull(_cut(g, start, block)), start)
+        own = of_results.unflatten([gradients[0] if in_place else g_first, *g_others])
+        return _put(gradients, jax.tree.leaves(pull(_cut(own, start, block))), start)
 
-    g_maps, g_parameters = lax.fori_loop(0, count, step, gradients)
-    return None, None, g_maps, g_parameters, None
+    return None, None, *tree.unflatten(lax.fori_loop(0, count, step, gradients)), None
 
 
 _over_blocks.defvjp(_blocks_forward, _blocks_backward)

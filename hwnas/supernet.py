@@ -13,7 +13,6 @@ Slots beyond the chosen width hold zeros.
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ from hwnas.jax_layers import Array, Form, convolution, he_normal, native_form, p
 from hwnas.network import shuffle_order, weight_shapes
 from hwnas.row_layers import norm, product_rows
 from hwnas.space import CHOICES, Architecture, SearchSpace, lower
-from hwnas.unit_places import Choice, Layout, affine, later_units
+from hwnas.unit_places import Choice, Layout, affine
 
 Statistics = Any
 """The means and variances of every batch norm for one architecture: a pytree that `Supernet.__call__` made."""
@@ -108,13 +107,12 @@ class Supernet(nnx.Module):
                 else masked_units.stride_2_unit(space, slots, *inputs)
             )
             if max(stage.depth) > 1:
-                unit = (
-                    partial(narrow_units.stride_1_unit, space)
-                    if form.control_flow
-                    else partial(masked_units.stride_1_unit, space)
-                )
                 inputs = aligned(_values(weights["later"])), x, layout, depth, width_index, units, given.get(later)
-                x, layout, used[later] = later_units(space, form, stage.width, unit, *inputs)
+                x, layout, used[later] = (
+                    narrow_units.later_units(space, stage.width, *inputs)
+                    if form.control_flow
+                    else masked_units.later_units(space, stage.width, *inputs)
+                )
         weights = _values(self.head)
         pair = affine(weights, "conv_bn")
         if form.control_flow:
@@ -162,10 +160,10 @@ def _parameters(shapes: dict[str, tuple[int, ...]], rngs: nnx.Rngs, copies: int 
     parameters: dict[str, nnx.Param] = {}
     for name, shape in shapes.items():
         if name.endswith("_bn"):
-            parameters[f"{name}.scale"] = nnx.Param(jax.device_put(np.ones(lead + shape, np.float32)))
-            parameters[f"{name}.offset"] = nnx.Param(jax.device_put(np.zeros(lead + shape, np.float32)))
+            parameters[f"{name}.scale"] = nnx.Param(jnp.asarray(np.ones(lead + shape, np.float32)))
+            parameters[f"{name}.offset"] = nnx.Param(jnp.asarray(np.zeros(lead + shape, np.float32)))
         elif name.endswith(".bias"):
-            parameters[name] = nnx.Param(jax.device_put(np.zeros(lead + shape, np.float32)))
+            parameters[name] = nnx.Param(jnp.asarray(np.zeros(lead + shape, np.float32)))
         else:
             fan_in = math.prod(shape[:2]) if "dw" in name else math.prod(shape[:-1])
             parameters[name] = nnx.Param(he_normal(rngs.params(), lead + shape, fan_in))
@@ -225,7 +223,7 @@ def with_weights(supernet: Supernet, architecture: Architecture, weights: Weight
     found = np.zeros(starts[-1], np.float32)
     for name, where in slice_weights(nnx.merge(graph, tree.unflatten(places)), architecture).items():
         found[where] = weights[name]
-    parts = [jax.device_put(found[place]) for place in places]
+    parts = [jnp.asarray(found[place]) for place in places]
     return nnx.merge(graph, tree.unflatten(parts))
 
 

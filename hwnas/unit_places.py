@@ -1,14 +1,12 @@
 """Where the channels of a supernet's units lie, and what a unit chooses, as values of a traced computation."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from hwnas.jax_layers import Array, Form
+from hwnas.jax_layers import Array
 from hwnas.space import CHOICES, SearchSpace
 
 # ---- where the channels lie --------------------------------------------------------------------------------------
@@ -106,50 +104,5 @@ def taken(chosen: Array, one: Any, other: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), one, other)
 
 
-# ---- the units of a stage ----------------------------------------------------------------------------------------
-
 Run = tuple[Array, Layout, dict[str, Any]]
 """What a unit gives: the feature map, where its channels lie, and the statistics of batch norms that were used."""
-
-
-def later_units(
-    space: SearchSpace,
-    form: Form,
-    widths: tuple[int, ...],
-    unit: Callable[[dict[str, Array], Array, Layout, Choice, dict[str, Any]], Run],
-    weights: dict[str, Array],
-    x: Array,
-    layout: Layout,
-    depth: Array,
-    width_index: Array,
-    codes: Array,
-    given: dict[str, Any] | None,
-) -> Run:
-    """The units of a stage after its first. They are alike in shape, so that one may be compiled and looped over.
-
-    Args:
-        unit: computes one, of its weights, feature map, layout, choice and given statistics.
-        weights, given: of all of them, stacked.
-        depth, width_index, codes: what the architecture chose for the stage; one code a unit, the first one's too.
-    """
-
-    def step(carry, of_unit):
-        index, code, unit_weights, statistics = of_unit
-        choice = Choice.read(space, widths, width_index, code)
-
-        def run(x, layout):
-            return unit(unit_weights, x, layout, choice, statistics or {})
-
-        def skip(x, layout):
-            shapes = jax.eval_shape(run, x, layout)[2]
-            return x, layout, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        there = index < depth
-        x, layout, used = (
-            lax.cond(there, run, skip, *carry) if form.control_flow else taken(there, run(*carry), skip(*carry))
-        )
-        return (x, layout), used
-
-    units = jnp.arange(1, codes.shape[0]), codes[1:], weights, given
-    (x, layout), used = lax.scan(step, (x, layout), units)
-    return x, layout, used
