@@ -31,6 +31,7 @@ BENCHMARKS = {
     "train-speed": ("benchmarks.training_speed", "training ShuffleNet V2 1x at 32x32 against PyTorch"),
     "supernet-speed": ("benchmarks.training_speed", "training the supernet of shufflenet-32 against PyTorch"),
     "score-speed": ("benchmarks.training_speed", "scoring candidates of shufflenet-32 against PyTorch"),
+    "remote-overhead": ("benchmarks.remote", "milliseconds and wall time over ssh against the same here"),
     "kill-resume": ("benchmarks.kill_resume", "a training killed 30 times and resumed, and 400 flipped bits"),
     "gpu-training": ("benchmarks.gpu_training", "training on a GPU against PyTorch, the floors and idleness"),
     "main-job": ("benchmarks.main_job", "seconds of hwnas search --budget-ms 1 from nothing, and again"),

@@ -152,6 +152,7 @@ class SshLine(Line):
         missing = self._ask({"missing": {name: len(content) for name, content in files.items()}})["missing"]
         for name in missing:
             self._write(json.dumps({"hold": name, "bytes": len(files[name])}).encode() + b"\n" + files[name])
+        for _ in missing:
             self._answer(time.monotonic() + STEP_S, f"has not taken a file for {STEP_S:g} s")
 
     def _run(self, program: bytes, suffix: str, words: Sequence[str], cores: Sequence[int] | None) -> None:
