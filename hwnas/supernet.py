@@ -160,10 +160,10 @@ def _parameters(shapes: dict[str, tuple[int, ...]], rngs: nnx.Rngs, copies: int 
     parameters: dict[str, nnx.Param] = {}
     for name, shape in shapes.items():
         if name.endswith("_bn"):
-            parameters[f"{name}.scale"] = nnx.Param(jnp.asarray(np.ones(lead + shape, np.float32)))
-            parameters[f"{name}.offset"] = nnx.Param(jnp.asarray(np.zeros(lead + shape, np.float32)))
+            parameters[f"{name}.scale"] = nnx.Param(jax.device_put(np.ones(lead + shape, np.float32)))
+            parameters[f"{name}.offset"] = nnx.Param(jax.device_put(np.zeros(lead + shape, np.float32)))
         elif name.endswith(".bias"):
-            parameters[name] = nnx.Param(jnp.asarray(np.zeros(lead + shape, np.float32)))
+            parameters[name] = nnx.Param(jax.device_put(np.zeros(lead + shape, np.float32)))
         else:
             fan_in = math.prod(shape[:2]) if "dw" in name else math.prod(shape[:-1])
             parameters[name] = nnx.Param(he_normal(rngs.params(), lead + shape, fan_in))
@@ -223,7 +223,7 @@ def with_weights(supernet: Supernet, architecture: Architecture, weights: Weight
     found = np.zeros(starts[-1], np.float32)
     for name, where in slice_weights(nnx.merge(graph, tree.unflatten(places)), architecture).items():
         found[where] = weights[name]
-    parts = [jnp.asarray(found[place]) for place in places]
+    parts = [jax.device_put(found[place]) for place in places]
     return nnx.merge(graph, tree.unflatten(parts))
 
 

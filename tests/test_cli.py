@@ -75,7 +75,7 @@ def test_the_shell_completes_verbs_and_options():
     source = os.environ | {"_HWNAS_COMPLETE": "source_bash"}
     script = subprocess.run(command, env=source, capture_output=True, text=True).stdout
     assert "complete -o default -F" in script
-    for words, place, wanted in (("hwnas se", "1", "search"), ("hwnas search --bud", "2", "--budget-ms")):
+    for words, place, wanted in (("hwnas se", "1", "search"), ("hwnas search --budget-", "2", "--budget-ms")):
         asked = os.environ | {"_HWNAS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": place}
         done = subprocess.run(command, env=asked, capture_output=True, text=True)
         assert done.stdout.split() == [wanted]
@@ -326,7 +326,8 @@ def test_a_flipped_byte_in_a_checkpoint_is_found(
     shutil.copytree(here.folder / "runs", tmp_path / "runs")
     run = tmp_path / "runs" / found["run"].name
     folder = run if whose == "winner" else next((tmp_path / "runs").glob("supernet-*"))
-    largest = max(folder.glob("checkpoints/**/d/*"), key=lambda path: path.stat().st_size)
+    newest = max(folder.glob("checkpoints/step-*"), key=lambda path: path.name)
+    largest = max(newest.glob("**/d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
