@@ -14,11 +14,11 @@ import numpy as np
 
 from benchmarks.prediction import CASES, table_of
 from benchmarks.result import Result, this_machine
-from hwnas.devices import device
 from hwnas.evolution import fastest, upper_ms_of
 from hwnas.export import measure_models
 from hwnas.network import macs
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 from hwnas.search import check_budget, search
 from hwnas.space import Architecture, lower
 
@@ -27,7 +27,7 @@ KEPT_SHARE, USED_SHARE = 0.95, 0.95
 
 
 def run(name: str) -> Result:
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         space, table = table_of(CASES["prediction-tiny"], cpu)
         latency = table.predictor(space)
         upper_ms = upper_ms_of(space, latency)

@@ -15,10 +15,11 @@ import numpy as np
 
 from benchmarks.result import Result, this_machine
 from hwnas.data import DataSet, TrainSplit, ValidationSplit, load_data
-from hwnas.devices import Device, device
+from hwnas.devices import Device
 from hwnas.errors import HwnasError
 from hwnas.export import measure_models
 from hwnas.network import Network, macs
+from hwnas.opening import open_device
 from hwnas.pipeline import Plan, searched
 from hwnas.reference.shufflenet import shufflenet_v2
 from hwnas.runs import write_text
@@ -84,7 +85,7 @@ def make_job() -> Job:
 def run(name: str) -> Result:
     job = make_job()
     baseline = shufflenet_v2("0.5x", input_size=32, classes=10, stem_stride=1, max_pool=False)
-    with device("cpu") as opened:
+    with open_device("cpu") as opened:
         from hwnas.onnx_model import random_weights, to_onnx
 
         model = to_onnx(baseline, random_weights(baseline, 0)).SerializeToString()

@@ -7,11 +7,11 @@ from pathlib import Path
 from benchmarks.prediction import Case, table_of
 from benchmarks.result import Result, this_machine
 from hwnas.calibration import Calibration
-from hwnas.devices import device
 from hwnas.errors import HwnasError
 from hwnas.estimation import NETWORKS, estimate
 from hwnas.latency import LatencyTable
 from hwnas.network import parameters
+from hwnas.opening import open_device
 from hwnas.space import SearchSpace, lower
 from hwnas.whole_networks import check_table
 
@@ -25,13 +25,13 @@ TARGETS: dict[str, tuple[str, dict[str, int | str]]] = {
 
 
 def run(name: str) -> Result:
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         space, known = table_of(Case(SPACE), cpu)
     errors: list[float] = []
     details: dict[str, object] = {}
     for what, (device_name, settings) in TARGETS.items():
         try:
-            with device(device_name) as opened, tempfile.TemporaryDirectory() as folder:
+            with open_device(device_name) as opened, tempfile.TemporaryDirectory() as folder:
                 table = estimate(known, space, opened, folder=Path(folder), **settings)  # pyright: ignore[reportArgumentType]
                 opened.anchor_ms = table.anchor_ms
                 check = check_table(table, space, opened, networks=CHECKED)

@@ -7,8 +7,9 @@ import warnings
 from pathlib import Path
 
 from benchmarks.result import Result, this_machine
-from hwnas.devices import Timing, device
+from hwnas.devices import Timing
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 from hwnas.reference.shufflenet import shufflenet_v2
 
 GROUPS = 15
@@ -34,7 +35,7 @@ def run(name: str) -> Result:
     ours = to_onnx(network, random_weights(network, 0)).SerializeToString()
     models = {"ours": ours, "PyTorch": torch_model(dynamo=True), "PyTorch, TorchScript": torch_model(dynamo=False)}
     groups: list[dict[str, float]] = []
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         for seed in range(GROUPS):
             found = cpu.measure_steadily(list(models.values()), Timing(sample_ms=20.0, seed=seed))
             groups.append({which: found[index].median_ms for index, which in enumerate(models)})

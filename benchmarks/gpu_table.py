@@ -10,9 +10,9 @@ import time
 from dataclasses import replace
 
 from benchmarks.result import Result
-from hwnas.devices import device
 from hwnas.guideline_profiling import measure_guidelines
 from hwnas.latency import table_path
+from hwnas.opening import open_device
 from hwnas.profiling import profile
 from hwnas.space_toml import load_space
 from hwnas.stages import tables_folder
@@ -30,7 +30,7 @@ def run(name: str) -> Result:
             shown[0] = time.monotonic() + 10
             print(f"{time.monotonic() - start:6.1f} s  {done}/{total} {what}", flush=True)
 
-    with device(where) as opened:
+    with open_device(where) as opened:
         conditions = opened.conditions(1, batch)
         print(conditions, flush=True)
         path = table_path(tables_folder(), space.name, conditions)

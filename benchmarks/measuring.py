@@ -13,9 +13,10 @@ from benchmarks.result import Result, this_machine
 from hwnas import measure
 from hwnas.calibration import WholeNetwork
 from hwnas.chains import chain_of, copies_of, host_of
-from hwnas.devices import anchor_model, device
+from hwnas.devices import anchor_model
 from hwnas.line import fit_line
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 from hwnas.places import Place, head_place, network_at, places_of_architecture, stem_place
 from hwnas.profiling import GROUP_MODELS
 from hwnas.profiling import TIMING as UNIT_TIMING
@@ -151,7 +152,7 @@ def measuring_methods(name: str) -> Result:
     units = list(dict.fromkeys(itertools.chain.from_iterable(architectures.values())))
     plain = {replace_choice(place) for place in units if place.choice and place.stride == 2}
     units += [place for place in plain if place not in units]
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         setup = Setup(space, cpu, 1, 1, "fp32", 0)
         networks = measured_networks(setup, dict.fromkeys(codes, 0.0), codes, lambda: None)
         seconds: dict[str, float] = {}

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from benchmarks.result import Result, this_machine
 from hwnas.calibration import Calibration
-from hwnas.devices import Device, device
+from hwnas.devices import Device
 from hwnas.latency import LatencyTable, load_table, table_path
+from hwnas.opening import open_device
 from hwnas.profiling import covers, profile
 from hwnas.space import SearchSpace
 from hwnas.space_toml import load_space
@@ -76,7 +77,7 @@ def run(name: str) -> Result:
     if name == "bound-coverage":
         return bound_coverage(name)
     case = CASES[name]
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         space, table = table_of(case, cpu)
         check = check_table(table, space, cpu)
     error, noise = 100 * check.mean_absolute_error, 100 * check.noise_floor
@@ -102,7 +103,7 @@ def run(name: str) -> Result:
 
 def bound_coverage(name: str) -> Result:
     """The share of fresh networks, spread over the range of latencies, that stay under their upper estimate."""
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         space, table = table_of(CASES["prediction-tiny"], cpu)
         check = check_table(table, space, cpu, networks=BOUND_NETWORKS, seed=2)
     low, high = BOUND_COVERAGE

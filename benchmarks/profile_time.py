@@ -7,8 +7,8 @@ from pathlib import Path
 
 from benchmarks.prediction import CASES, table_of
 from benchmarks.result import Result, this_machine
-from hwnas.devices import device
 from hwnas.latency import Entry
+from hwnas.opening import open_device
 from hwnas.profiling import profile
 from hwnas.space_toml import load_space
 from hwnas.stages import tables_folder
@@ -28,7 +28,7 @@ def run(name: str) -> Result:
         if what not in ("whole networks", "memory"):
             units_s = time.monotonic() - started
 
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         table = profile(space, cpu, folder=tables_folder(), on_progress=on_progress)
         slow = [s > 1.1 * table.anchor_ms for group in cpu.groups for s in group.anchor_ms.samples_ms]
     seconds = time.monotonic() - started
@@ -55,7 +55,7 @@ def run(name: str) -> Result:
 
 def table_repeat(name: str) -> Result:
     """The default space's table of this user against one measured now."""
-    with device("cpu") as cpu, tempfile.TemporaryDirectory() as folder:
+    with open_device("cpu") as cpu, tempfile.TemporaryDirectory() as folder:
         space, first = table_of(CASES["prediction-tiny"], cpu)
         second = profile(space, cpu, folder=Path(folder), seed=1)
     timed = [key for key, entry in first.entries.items() if isinstance(entry, Entry)]

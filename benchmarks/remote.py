@@ -8,8 +8,9 @@ from pathlib import Path
 
 from benchmarks.loopback import running_sshd
 from benchmarks.result import Result, this_machine
-from hwnas.devices import Device, device, line_to
+from hwnas.devices import Device, line_to
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 from hwnas.space import lower
 from hwnas.space_toml import load_space
 from hwnas.whole_networks import TIMING
@@ -24,7 +25,7 @@ def run(name: str) -> Result:
     with (
         tempfile.TemporaryDirectory() as folder,
         running_sshd(Path(folder)) as board,
-        device("cpu") as here,
+        open_device("cpu") as here,
         Device("board", line_to(board.entry())) as there,
     ):
         latency_ms: dict[Device, list[list[float]]] = {here: [], there: []}

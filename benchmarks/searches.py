@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.result import Result, this_machine
-from hwnas.devices import Device, device
+from hwnas.devices import Device
 from hwnas.export import measure_models
 from hwnas.guideline_prior import SETTINGS, Weights, sampler_weights
 from hwnas.guideline_profiling import measure_guidelines
 from hwnas.latency import LatencyTable, Prediction
 from hwnas.network import Network, macs
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 from hwnas.scoring import Scorer
 from hwnas.search import Scored, search
 from hwnas.space import Architecture, lower
@@ -33,7 +34,7 @@ MACS_LIMITS = (2.5e6, 5e6)
 
 def run(name: str) -> Result:
     job = make_job("shufflenet-tiny", "digits", runs=FOLDER)
-    with device("cpu") as opened:
+    with open_device("cpu") as opened:
         path, table = latency_table(job, opened)
         if not table.guidelines:
             kept = path.with_suffix(".guidelines")

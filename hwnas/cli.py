@@ -191,10 +191,10 @@ def profile(
     from dataclasses import replace
 
     from hwnas import profiling
-    from hwnas.devices import device as open_device
     from hwnas.devices import threads_of
     from hwnas.estimation import estimate
     from hwnas.latency import load_table, table_path
+    from hwnas.opening import open_device
     from hwnas.show import table_facts
     from hwnas.space_toml import load_space
     from hwnas.stages import tables_folder
@@ -202,7 +202,7 @@ def profile(
     if check:
         _check_table(check, space, device, seed, as_json)
         return
-    with reported(as_json) as listener, open_device(device) as opened:
+    with reported(as_json) as listener, open_device(device, listener.note) as opened:
         loaded = load_space(space)
         loaded = replace(loaded, classes=classes or loaded.classes)
         folder = tables or tables_folder()
@@ -223,14 +223,14 @@ def profile(
 
 
 def _check_table(path: Path, space: str, device: str, seed: int, as_json: bool) -> None:
-    from hwnas.devices import device as open_device
     from hwnas.journal import now
     from hwnas.latency import load_table
+    from hwnas.opening import open_device
     from hwnas.show import check_facts
     from hwnas.space_toml import load_space
     from hwnas.whole_networks import check_table
 
-    with reported(as_json) as listener, open_device(device) as opened:
+    with reported(as_json) as listener, open_device(device, listener.note) as opened:
         table, loaded = load_table(path), load_space(space)
         if table.space != loaded.name:
             raise HwnasError(f"{path} is a table of the space '{table.space}', not of '{space}'. Add --space with it.")
@@ -294,8 +294,8 @@ def breakdown(
         element_wise_words,
         model_of,
     )
-    from hwnas.devices import device as open_device
     from hwnas.devices import threads_of
+    from hwnas.opening import open_device
     from hwnas.runs import write_text
     from hwnas.show import network_of_model
 
@@ -303,7 +303,7 @@ def breakdown(
         raise HwnasError(
             f"A plot is an SVG file; {plot} is not named like one. Give --plot {plot.with_suffix('.svg')}."
         )
-    with reported(as_json) as listener, open_device(device) as opened:
+    with reported(as_json) as listener, open_device(device, listener.note) as opened:
         source, threads = model_of(model, seed), threads_of(device, threads)
         conditions = opened.conditions(threads=threads)
         listener.stage(f"Measuring {model} on {device}, node by node")
@@ -339,17 +339,17 @@ def guidelines(
     """Measures the paper's experiments on its guidelines G1 to G4, and keeps them in the space's latency table."""
     from dataclasses import replace
 
-    from hwnas.devices import device as open_device
     from hwnas.devices import threads_of
     from hwnas.experiments import EXPERIMENTS
     from hwnas.guideline_profiling import measure_guidelines
     from hwnas.guideline_report import guideline_facts, guideline_picture, guideline_rows
     from hwnas.latency import matching_table, profile_command, table_path
+    from hwnas.opening import open_device
     from hwnas.runs import write_text
     from hwnas.space_toml import load_space
     from hwnas.stages import tables_folder
 
-    with reported(as_json) as listener, open_device(device) as opened:
+    with reported(as_json) as listener, open_device(device, listener.note) as opened:
         threads = threads_of(device, threads)
         conditions = opened.conditions(threads, batch, precision)
         path = table_path(tables or tables_folder(), load_space(space).name, conditions)

@@ -26,7 +26,8 @@ def list_devices(as_json: Json = False) -> None:
         print_json({name: {**asdict(entry), "file": str(path)} for name, (entry, path) in known.items()} | here)
         return
     rows = [
-        (name, entry.target, "; ".join(filter(None, (entry.found, entry.notes)))) for name, (entry, _) in known.items()
+        (name, entry.target or ", ".join(entry.boards), "; ".join(filter(None, (entry.found, entry.notes))))
+        for name, (entry, _) in known.items()
     ]
     rows += [(name, LOCAL, text) for name, text in RUNTIMES.items()]
     names, targets = (max(len(row[column]) for row in rows) for column in (0, 1))
@@ -39,16 +40,24 @@ def list_devices(as_json: Json = False) -> None:
 @devices.command(epilog="Example: hwnas devices add arm pi@board --python hwnas/bin/python")
 def add(
     name: Annotated[str, typer.Argument(help="What --device shall take.")],
-    target: Annotated[str, typer.Argument(help="local, or USER@HOST as ssh takes it, with :PORT if need be.")],
+    target: Annotated[
+        str, typer.Argument(help="local, or USER@HOST as ssh takes it, with :PORT if need be.", show_default=False)
+    ] = "",
     python: Annotated[str, typer.Option("--python", help="The command that runs Python there.")] = "",
     runtime: Annotated[str, typer.Option("--runtime", help="What runs models there, such as cpu, openvino.")] = "cpu",
     threads: Annotated[int, typer.Option("--threads", min=1, help="What --threads shall be if it is not given.")] = 1,
     cores: Annotated[str, typer.Option("--cores", help="The processors to measure on, as 4,5,6,7; or all.")] = "",
     folder: Annotated[str, typer.Option("--folder", help="Where models are kept there.")] = "~/.cache/hwnas",
+    boards: Annotated[
+        str, typer.Option("--boards", help="In the place of a target: devices of a kind that measure together.")
+    ] = "",
     notes: Annotated[str, typer.Option("--notes", help="For you.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Tries a device, and registers it if models can be timed on it."""
+    """Tries a device, and registers it if models can be timed on it.
+
+    With --boards pi1,pi2,pi3 it is a farm: boards that are registered, and of a kind, profile one table together.
+    """
     from hwnas.runtimes import RUNTIMES
 
     if name in RUNTIMES:
@@ -56,9 +65,11 @@ def add(
     if not all(word.strip().isdigit() for word in filter(None, cores.split(","))):
         raise HwnasError(f"--cores are numbers of processors, as 4,5,6,7; they are '{cores}'.")
     numbers = tuple(int(word) for word in filter(None, cores.split(",")))
+    names = tuple(word.strip() for word in filter(None, boards.split(",")))
     entry = Entry(
-        name, target, python=python, folder=folder, runtime=runtime, threads=threads, cores=numbers, notes=notes
-    )
+        name, target, python=python, folder=folder, runtime=runtime, threads=threads, cores=numbers, notes=notes,
+        boards=names,
+    )  # fmt: skip
     if _shown(entry, as_json, stored=files()[0]):
         raise HwnasError(f"'{name}' is not registered: nothing can be timed on it yet. Mend what is above, and add it.")
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from hwnas.errors import DeviceError, DeviceLostError, HwnasError
 from hwnas.latency import Conditions
 from hwnas.lines import Line, Tries, one_line
 from hwnas.registry import LOCAL, Entry, registered
+from hwnas.relation import Relation
 from hwnas.runtimes import RUNTIMES, board_program, command_of, local_name, packages_of
 from hwnas.ssh import SshLine
 
@@ -121,7 +122,10 @@ class Device:
         anchor_ms: what the anchor takes when nothing disturbs the machine, as far as is known. A samples counts only
             while the anchor takes about as long.
         groups: what was seen of the machine in each group so far.
+        at_once: how many groups may be asked for before the first of them is read.
     """
+
+    at_once = 1
 
     def __init__(self, name: str, line: Line) -> None:
         self.name, self.line = name, line
@@ -129,6 +133,11 @@ class Device:
         self._threads: int | None = None
         self.anchor_ms: float | None = None
         self.groups: list[GroupFacts] = []
+
+    @property
+    def relations(self) -> tuple[Relation, ...]:
+        """How the boards that measured for this device relate to each other; none if it is not a farm."""
+        return ()
 
     def conditions(self, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Conditions:
         """What a measurement with these settings would be measured on.
@@ -371,7 +380,7 @@ class Device:
         self._busy = False
         self.line.close()
 
-    def __enter__(self) -> "Device":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -386,18 +395,12 @@ NO_ARM = """There is no device 'arm' yet, and this machine has another processor
   with no board at hand:       an emulated one shows that all works, though not how fast (docs/devices.md)"""
 
 
-def device(name: str) -> Device:
-    """The device of that name: one of the registry, or one of this machine's, such as those of `runtimes.RUNTIMES`.
+def entry_of(name: str) -> Entry:
+    """What the registry says of a device, or would say of this machine.
 
     Raises:
         HwnasError: there is none of that name; the message says how to go on.
     """
-    entry = entry_of(name)
-    return Device(entry.name, line_to(entry))
-
-
-def entry_of(name: str) -> Entry:
-    """What the registry says of a device, or would say of this machine; `HwnasError` as of `device`."""
     known = {} if name in RUNTIMES else registered()
     if name in known:
         return known[name][0]
@@ -409,6 +412,15 @@ def entry_of(name: str) -> Entry:
         f"There is no device '{name}'. The devices are: {', '.join((*RUNTIMES, *known))}. "
         f"Add one: hwnas devices add {name} USER@HOST"
     )
+
+
+def boards_of(farm: Entry) -> list[Entry]:
+    """The boards of a farm, each a device of its own; `HwnasError` if one is not there, or is a farm."""
+    boards = [entry_of(name) for name in farm.boards]
+    for board in boards:
+        if board.boards:
+            raise HwnasError(f"The boards of '{farm.name}' are devices, not farms; '{board.name}' has boards itself.")
+    return boards
 
 
 def threads_of(name: str, asked: int | None) -> int:

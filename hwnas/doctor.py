@@ -2,12 +2,13 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hwnas.calibration import Measurement
-from hwnas.devices import Device, anchor_model, facts_of, line_to
-from hwnas.errors import DeviceError, UnfitDeviceError
+from hwnas.devices import Device, anchor_model, boards_of, facts_of, line_to
+from hwnas.errors import DeviceError, HwnasError, UnfitDeviceError
+from hwnas.farm import Farm
 from hwnas.registry import Entry
 from hwnas.runtimes import packages_of
 
@@ -33,7 +34,13 @@ class Finding:
 
 
 def examine(entry: Entry) -> Iterator[Finding]:
-    """Looks at a device, thing by thing, and at last times the anchor network there; ends at what is fatal."""
+    """Looks at a device, thing by thing, and at last times the anchor network there; ends at what is fatal.
+
+    Of a farm it looks at each board so, and then at what they are to each other.
+    """
+    if entry.boards:
+        yield from examine_farm(entry)
+        return
     try:
         facts = facts_of(entry)
     except DeviceError as error:
@@ -52,6 +59,27 @@ def examine(entry: Entry) -> Iterator[Finding]:
             return
     yield Finding("runtime", f"{conditions.runtime} {conditions.runtime_version}")
     yield timed(found)
+
+
+def examine_farm(entry: Entry) -> Iterator[Finding]:
+    """Looks at each board of a farm; one of them that cannot measure is not fatal while others can."""
+    boards = boards_of(entry)
+    for board in boards:
+        for finding in examine(board):
+            yield replace(finding, what=f"{board.name}: {finding.what}", fatal=False)
+    with Farm(entry.name, [Device(board.name, line_to(board)) for board in boards]) as farm:
+        try:
+            conditions = farm.conditions(entry.threads)
+            relations = farm.relate(entry.threads)
+        except HwnasError as error:
+            yield Finding("boards together", "no", str(error), fatal=True)
+            return
+    for relation in relations:
+        mend = f"Mend it, or take it out of boards: hwnas devices check {relation.board}" if relation.left_out else ""
+        yield Finding(f"{relation.board}: relation", relation.text, mend)
+    left = sum(not relation.left_out for relation in relations)
+    yield Finding("system", f"{left} of {len(boards)} boards, {conditions.chip}, {conditions.system}")
+    yield Finding("runtime", f"{conditions.runtime} {conditions.runtime_version}")
 
 
 def unreached(entry: Entry, error: DeviceError) -> Finding:

@@ -122,7 +122,8 @@ def estimate(
     calibration = Calibration(line, 0.0, moved).bounded()
     assert device.anchor_ms is not None
     cautions = cautions_of(Seen(conditions, device.groups, calibration))
-    table = LatencyTable(conditions, space.name, started, now(), entries, calibration, device.anchor_ms, cautions)
+    facts = (conditions, space.name, started, now(), entries, calibration, device.anchor_ms, cautions)
+    table = LatencyTable(*facts, boards=device.relations)
     table.save(path)
     return table
 

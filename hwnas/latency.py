@@ -11,7 +11,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from itertools import pairwise
@@ -26,6 +26,7 @@ from hwnas.line import Line
 from hwnas.memory import Memory, MemoryNetwork
 from hwnas.network import Network, parameters, unit_key
 from hwnas.places import Place, network_at, places_of, places_of_architecture
+from hwnas.relation import Relation
 from hwnas.space import Architecture, SearchSpace
 
 
@@ -134,6 +135,7 @@ class LatencyTable:
         cautions: names of what made it less sure; see `cautions.CAUTIONS`.
         guidelines: timings of the paper's four experiments, all of them, or none where they were not measured.
         memory: the peak memory of whole networks; `None` where it was not measured.
+        boards: of a farm, those that measured it, or were left out, in the last session.
     """
 
     conditions: Conditions
@@ -146,6 +148,7 @@ class LatencyTable:
     cautions: tuple[str, ...] = ()
     guidelines: tuple[GuidelineTiming, ...] = ()
     memory: Memory | None = None
+    boards: tuple[Relation, ...] = ()
 
     @property
     def profile_command(self) -> str:
@@ -276,6 +279,7 @@ class LatencyTable:
                 json.dumps(head, indent=1)[:-2] + ",",
                 *(guidelines if self.guidelines else []),
                 *(_memory_lines(self.memory) if self.memory else []),
+                *(_board_lines(self.boards) if self.boards else []),
                 f' "calibration": {json.dumps(line)[:-1]}, "networks": [',
                 ",\n".join("  " + json.dumps(_network_json(network)) for network in self.calibration.networks),
                 ' ]},\n "entries": [',
@@ -390,6 +394,7 @@ def _parse_table(data: Any) -> LatencyTable:
         tuple(_checked(name, "a caution", str) for name in data["cautions"]),
         guidelines,
         _parse_memory(data["memory"]) if "memory" in data else None,
+        tuple(map(_parse_board, data.get("boards", []))),
     )
 
 
@@ -521,6 +526,21 @@ def _parse_memory_network(data: dict[str, Any]) -> MemoryNetwork:
         positive(data["working_bytes"], "working_bytes"),
         samples,
         _checked(data["held_out"], "held_out", bool),
+    )
+
+
+def _board_lines(boards: Sequence[Relation]) -> list[str]:
+    return [' "boards": [', ",\n".join("  " + json.dumps(asdict(board)) for board in boards), " ],"]
+
+
+def _parse_board(data: dict[str, Any]) -> Relation:
+    return Relation(
+        _checked(data["board"], "board", str),
+        _time_ms(data["factor"], "factor"),
+        _number(data["scatter"], "scatter"),
+        _samples(data["networks_ms"], least=0),
+        _checked(data["timed"], "timed", int),
+        _checked(data["left_out"], "left_out", str),
     )
 
 

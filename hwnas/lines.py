@@ -19,6 +19,9 @@ from hwnas.errors import DeviceError, DeviceLostError
 PAUSE_S = 1.0
 """Between two tries."""
 
+AGAIN = " Run the command again: what was finished is kept."
+"""What to do when a device is lost."""
+
 Result = TypeVar("Result")
 
 
@@ -75,6 +78,13 @@ class Line:
     def process_id(self) -> int | None:
         """The process on this machine, if one is running."""
         return self._process and self._process.pid
+
+    def interrupt(self) -> None:
+        """Ends the process while another thread waits for its answer; there it is lost, and not tried again."""
+        self.deadline = 0.0
+        if (number := self.process_id) is not None:
+            with suppress(OSError):
+                os.killpg(number, signal.SIGKILL)
 
     def close(self) -> None:
         """Ends the process; a later request starts another."""
@@ -144,9 +154,7 @@ class Line:
     def _lose(self, what: str) -> NoReturn:
         self.close()
         because = f" ({words})" if (words := self._last_words()) else ""
-        raise DeviceLostError(
-            f"The measuring process of {self.name} {what}{because}. Run the command again: what was finished is kept."
-        )
+        raise DeviceLostError(f"The measuring process of {self.name} {what}{because}.{AGAIN}")
 
 
 class Tries:

@@ -98,8 +98,8 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
     Raises:
         HwnasError: what the user gave cannot work; the message says what to do.
     """
-    from hwnas.devices import device as open_device
     from hwnas.limits import check_limit_settings, limits_of
+    from hwnas.opening import open_device
     from hwnas.predictor import check_first
     from hwnas.report import write_report
     from hwnas.search import check_budget, check_settings
@@ -119,7 +119,7 @@ def find(job: Job, plan: Plan, folder: Path | None = None) -> tuple[Path, RunRes
     seconds: dict[str, float] = {}
     with ExitStack() as opened:
         names = [one.device for one in plan.further]
-        device, *others = [opened.enter_context(open_device(name)) for name in (job.device, *names)]
+        device, *others = [opened.enter_context(open_device(name, job.listener.note)) for name in (job.device, *names)]
         with timed(seconds, "latency table"):
             path, table = latency_table(job, device)
             further = further_of(job, plan.further, others)

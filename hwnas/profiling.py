@@ -5,7 +5,9 @@ chain with the unit, less that of the host, both from the same rounds. The entri
 (`composition.py`). Every finished group goes into a journal beside the table; a killed run goes on from there.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hwnas.cautions import Seen, cautions_of
 from hwnas.chains import chain_of, copies_of, host_of
 from hwnas.composition import is_timed, terms
 from hwnas.devices import Device, Timing
-from hwnas.errors import HwnasError
+from hwnas.errors import DeviceError, HwnasError
 from hwnas.journal import ENTRIES, Journal, now
 from hwnas.latency import (
     ComposedEntry,
@@ -130,6 +132,7 @@ def profile(
         cautions,
         guidelines,
         memory,
+        device.relations,
     )
     table.save(path)
     journal.remove()
@@ -204,15 +207,33 @@ def _measured_units(setup: Setup, journal: Journal[Entry], units: Sequence[tuple
 
 
 def _pipelined(setup: Setup, groups: Iterable[Group]) -> Iterator[tuple[Group, dict[int, Measurement]]]:
-    """Groups and their timings; the models of the next group are built while the device times this one."""
-    running: tuple[Group, Iterator[tuple[int, Measurement]]] | None = None
-    for group in groups:
-        finished = running and (running[0], dict(running[1]))
-        running = group, setup.device.measure(group.models, setup.timing(TIMING))
-        if finished:
-            yield finished
-    if running:
-        yield running[0], dict(running[1])
+    """Groups and their timings; the models of the next group are built while the device times those before it.
+
+    If the device is lost, the groups come first that it has finished.
+    """
+    running: deque[tuple[Group, Iterator[tuple[int, Measurement]]]] = deque()
+    finished: list[tuple[Group, dict[int, Measurement]]] = []
+
+    def finish() -> None:
+        group, results = running.popleft()
+        finished.append((group, dict(results)))
+
+    try:
+        for group in groups:
+            if len(running) == setup.device.at_once:
+                finish()
+            running.append((group, setup.device.measure(group.models, setup.timing(TIMING))))
+            while finished:
+                yield finished.pop()
+        while running:
+            finish()
+            yield finished.pop()
+    except DeviceError:
+        while running:
+            with suppress(DeviceError):
+                finish()
+        yield from finished
+        raise
 
 
 def _groups(setup: Setup, units: Sequence[tuple[str, Place]]) -> Iterator[Group]:

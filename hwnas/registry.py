@@ -12,6 +12,9 @@
     notes = "with a fan"
     found = "Raspberry Pi 5, ..."  # what hwnas devices add saw there
 
+    [devices.lab]                  # a farm: boards of a kind that measure together; of the others it has threads, notes
+    boards = ["arm", "arm2"]       # and found only
+
 `hwnas --config FILE` names the file; else it is `hwnas.toml` in the working folder, and for what that does not have,
 `hwnas/hwnas.toml` in the user's folder of configurations.
 """
@@ -37,6 +40,9 @@ _ADDRESS = re.compile(r"(?!-)(?P<host>[^\s:\[\]]+|[^\s\[\]]*\[[^\s\]]+\])(:(?P<p
 _TABLE_HEAD = re.compile(r"^[ \t]*\[(?P<name>[ \t]*devices[ \t]*\..+?)\]", re.M)
 
 
+_FARM_FIELDS = ("name", "boards", "threads", "notes", "found")
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One device of the registry.
@@ -52,10 +58,11 @@ class Entry:
         cores: the processors to measure on; empty for all.
         notes: of the user.
         found: what was seen there when it was added.
+        boards: the names of other devices that measure together as this one, which then has no target.
     """
 
     name: str
-    target: str
+    target: str = ""
     ssh_options: tuple[str, ...] = ()
     python: str = ""
     folder: str = "~/.cache/hwnas"
@@ -64,12 +71,15 @@ class Entry:
     cores: tuple[int, ...] = ()
     notes: str = ""
     found: str = ""
+    boards: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"The device '{self.name}'"
         if not _NAME.fullmatch(self.name):
             raise HwnasError(f"A device's name has letters, digits and . _ - only, such as 'arm'; it is '{self.name}'.")
-        if not _ADDRESS.fullmatch(self.target):
+        if self.boards:
+            self._check_farm(where)
+        elif not _ADDRESS.fullmatch(self.target):
             raise HwnasError(f"{where}: a target is local or USER@HOST, with :PORT if need be; it is '{self.target}'.")
         if self.threads < 1 or any(core < 0 for core in self.cores):
             raise HwnasError(f"{where}: threads are at least 1 and processors are numbered from 0.")
@@ -77,6 +87,13 @@ class Entry:
             shlex.split(self.python)
         except ValueError as error:
             raise HwnasError(f"{where}: no shell can read its python, {self.python!r}: {error}.") from None
+
+    def _check_farm(self, where: str) -> None:
+        if len(set(self.boards)) < max(2, len(self.boards)):
+            raise HwnasError(f"{where}: boards are the names of two or more other devices; they are {[*self.boards]}.")
+        own = [f.name for f in fields(self) if f.name not in _FARM_FIELDS and getattr(self, f.name) != f.default]
+        if own:
+            raise HwnasError(f"{where} has boards, so {' and '.join(own)} belong to those, each a device of its own.")
 
     @property
     def is_local(self) -> bool:
@@ -172,7 +189,7 @@ def _key(name: str) -> str:
 def _entry(name: str, table: Any, path: Path) -> Entry:
     if not isinstance(table, Mapping):
         raise HwnasError(f'{path}: each device is a table, as in [devices.arm]; "{name}" is not one.')
-    if "target" not in table:
+    if "target" not in table and "boards" not in table:
         raise HwnasError(f"{path}: the device '{name}' does not say where it is, as in target = \"pi@board\".")
     defaults = asdict(Entry("name", LOCAL))
     values: dict[str, Any] = {}

@@ -71,7 +71,7 @@ def export_run(folder: Path, output: Path, seed: int, listener: Listener) -> Pro
     Raises:
         HwnasError: the folder holds no trained network, its checkpoint is damaged, or the output cannot be written.
     """
-    from hwnas.devices import device as open_device
+    from hwnas.opening import open_device
 
     settings = load_settings(folder)
     if "checkpoints" not in settings:
@@ -86,7 +86,7 @@ def export_run(folder: Path, output: Path, seed: int, listener: Listener) -> Pro
     )
     architecture = job.space.from_json(text)
     network = replace(lower(job.space, architecture), name="found")
-    with open_device(job.device) as device:
+    with open_device(job.device, listener.note) as device:
         _, table = latency_table(job, device)
         trained = restored(job, network, folder, settings["checkpoints"])
         return proved(job, trained, architecture, table.predict(network), table.digest, device, output)

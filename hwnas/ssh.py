@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hwnas.errors import DeviceError, DeviceLostError, UnfitDeviceError
-from hwnas.lines import Line
+from hwnas.lines import AGAIN, Line
 from hwnas.registry import Entry
 
 HERE = Path(__file__).parent
@@ -223,7 +223,7 @@ class SshLine(Line):
         return UnfitDeviceError(self.name, fault, found, MENDS[fault].format(ssh=ssh, install=install))
 
     def _lost_text(self, what: str) -> str:
-        return f"The device {self.name} {what}. Run the command again: what was finished is kept."
+        return f"The device {self.name} {what}.{AGAIN}"
 
 
 def _name_of(content: bytes, suffix: str) -> str:

@@ -242,9 +242,9 @@ def latency_table(job: Job, device: "Device") -> tuple[Path, LatencyTable]:
 
 def measured_table(job: Job) -> tuple[Path, LatencyTable]:
     """`latency_table` with the job's own device."""
-    from hwnas.devices import device
+    from hwnas.opening import open_device
 
-    with device(job.device) as opened:
+    with open_device(job.device, job.listener.note) as opened:
         return latency_table(job, opened)
 
 

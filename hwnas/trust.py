@@ -269,7 +269,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _table(job: Job, file: "Path | str | None") -> LatencyTable:
     """The latency table that spreads the architectures; it is not measured here."""
-    from hwnas.devices import device as open_device
+    from hwnas.opening import open_device
 
     if file is not None and Path(file).is_file():
         return load_table(Path(file))

@@ -31,12 +31,13 @@ from hwnas.breakdown import (
     model_of,
 )
 from hwnas.calibration import Measurement
-from hwnas.devices import Timing, device
+from hwnas.devices import Timing
 from hwnas.errors import DeviceError, HwnasError
 from hwnas.guidelines import network_sheet
 from hwnas.network import Network, NetworkBuilder, shuffle_order
 from hwnas.node_categories import CATEGORIES, categories, depthwise
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 from hwnas.reference import reference
 from hwnas.show import network_of_model
 from hwnas.space import lower
@@ -323,7 +324,7 @@ def model_with(
 
 @pytest.fixture(scope="module")
 def cpu():
-    with device("cpu") as opened:
+    with open_device("cpu") as opened:
         yield opened
 
 

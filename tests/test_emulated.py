@@ -11,10 +11,11 @@ import pytest
 
 from benchmarks.arm64_userland import default_folder, python_of
 from benchmarks.loopback import NoServerError, running_sshd
-from hwnas.devices import Device, Timing, device, facts_of, line_to
+from hwnas.devices import Device, Timing, facts_of, line_to
 from hwnas.errors import HwnasError
 from hwnas.latency import check_origin
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 from hwnas.registry import Entry
 from hwnas.space import lower
 from hwnas.space_toml import load_space
@@ -59,7 +60,7 @@ def test_it_says_that_it_is_emulated_and_is_refused_where_a_real_one_is_asked_fo
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_what_networks_compute_there_agrees_with_this_machine(board: Device, precision: str):
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         for model in models(precision):
             (there,), (here,) = board.outputs(model), cpu.outputs(model)
             limit = 1e-4 if precision == "fp32" else 0.05

@@ -13,7 +13,6 @@ import pytest
 from flax import nnx
 
 from hwnas.data import DataSet, TrainSplit, load_data, normalize
-from hwnas.devices import device
 from hwnas.errors import HwnasError
 from hwnas.export import (
     PROOF_IMAGES,
@@ -27,6 +26,7 @@ from hwnas.export import (
 )
 from hwnas.jax_network import FixedNetwork
 from hwnas.network import Network, NetworkBuilder, weight_shapes
+from hwnas.opening import open_device
 from hwnas.scoring import Scorer
 from hwnas.training import Recipe, train
 from hwnas.units import UnitChoice, head, shufflenet_v2_unit, stem
@@ -159,7 +159,7 @@ def test_a_weight_that_is_missing_or_misshapen_makes_no_model(trained: Trained):
 
 def test_models_are_measured_in_the_order_in_which_they_were_given(trained: Trained):
     models = [trained.model(), trained.model(batch=64)]
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         small, large = measure_models(cpu, models, threads=1)
     assert min(len(small.samples_ms), len(large.samples_ms)) >= 3
     assert 0 < small.median_ms < large.median_ms

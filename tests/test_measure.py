@@ -10,10 +10,11 @@ import sys
 import pytest
 
 from hwnas import machine_facts, measure
-from hwnas.devices import Timing, device
+from hwnas.devices import Timing
 from hwnas.errors import DeviceError, HwnasError
 from hwnas.network import NetworkBuilder
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 from hwnas.runtimes import board_program
 
 QUICK = Timing(rounds=3, patience_s=2.0, sample_ms=0.05, least_runs=2, timeout_s=60)
@@ -29,7 +30,7 @@ def model(channels=8, side=8):
 
 @pytest.fixture(scope="module")
 def cpu():
-    with device("cpu") as opened:
+    with open_device("cpu") as opened:
         yield opened
 
 
@@ -114,7 +115,7 @@ def test_a_group_gives_samples_of_every_model_and_larger_models_take_longer(cpu)
 @pytest.mark.filterwarnings("error")
 def test_a_device_that_is_closed_leaves_no_file_open_and_no_folder_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with device("cpu") as opened:
+    with open_device("cpu") as opened:
         assert len(list(opened.measure([model()], QUICK))) == 1
     assert list(tmp_path.iterdir()) == []
     del opened
@@ -138,7 +139,7 @@ def test_settings_that_the_device_cannot_meet_are_refused(cpu):
     with pytest.raises(HwnasError, match="at least one image"):
         cpu.conditions(batch=0)
     with pytest.raises(HwnasError, match=r"no device 'toaster'.*cpu.*gpu"):
-        device("toaster")
+        open_device("toaster")
 
 
 def test_a_model_that_is_not_there_is_named_after_the_others_were_timed(cpu, tmp_path):

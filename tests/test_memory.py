@@ -12,7 +12,7 @@ import pytest
 from simulated import BASE_BYTES, BYTES_A_BYTE, SimulatedDevice, SimulatedMachine
 
 from hwnas import measure
-from hwnas.devices import Device, Timing, device
+from hwnas.devices import Device, Timing
 from hwnas.errors import DeviceError
 from hwnas.lines import Line
 from hwnas.memory import MemoryNetwork, fit_memory
@@ -20,6 +20,7 @@ from hwnas.memory_profiling import FITTED, HELD_OUT, profile_memory
 from hwnas.model_size import model_bytes
 from hwnas.network import NetworkBuilder
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 from hwnas.reference import reference
 from hwnas.space import lower
 from hwnas.space_toml import load_space
@@ -142,7 +143,7 @@ def test_a_profile_of_memory_on_a_made_up_device_finds_what_it_is_made_of():
 def test_a_larger_model_adds_more_memory_and_a_measurement_repeats():
     small, large = (lower(TINY, a) for a in (TINY.smallest, TINY.largest))
     models = [to_onnx(n, random_weights(n, 0)).SerializeToString() for n in (small, large, small)]
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         found = dict(cpu.peak_memory(models))
     assert found[1] - found[0] > len(models[1]) - len(models[0]) > 4e6
     assert found[0] == pytest.approx(found[2], rel=0.15)
@@ -163,7 +164,7 @@ request = {{"memory_here": {str(tmp_path / "a.onnx")!r}, "threads": 1, "seed": 0
 print(measure.memory_here(request, runtime)["memory_bytes"])
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         alone = dict(cpu.peak_memory([tmp_path / "a.onnx"]))[0]
     assert int(run.stdout) == pytest.approx(alone, rel=0.3)
 
@@ -171,7 +172,7 @@ print(measure.memory_here(request, runtime)["memory_bytes"])
 def test_a_model_that_does_not_load_is_named_and_the_device_goes_on():
     network = lower(TINY, TINY.smallest)
     good = to_onnx(network, random_weights(network, 0)).SerializeToString()
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         with pytest.raises(DeviceError, match=r"The memory of 0\.onnx cannot be measured on cpu: .*"):
             dict(cpu.peak_memory([b"no model"]))
         assert dict(cpu.peak_memory([good]))[0] > 0
@@ -188,7 +189,7 @@ def test_a_system_that_does_not_tell_the_memory_of_a_process_gets_a_table_withou
 
 def test_a_model_that_hangs_while_its_memory_is_measured_leaves_no_process_behind(tmp_path: Path):
     os.mkfifo(tmp_path / "a.onnx")  # to read it waits for a writer
-    with device("cpu") as cpu:
+    with open_device("cpu") as cpu:
         cpu.conditions()
         measuring = cpu.line.process_id
         assert measuring is not None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hwnas import devices, registry, stages
+from hwnas import devices, opening, registry, stages
 from hwnas.doctor import findings
 from hwnas.errors import HwnasError
 from hwnas.latency import Conditions
@@ -83,7 +83,7 @@ def test_a_mistake_in_the_file_is_one_message_that_names_it(config: Path, what: 
     config.parent.mkdir()
     config.write_text(content)
     with pytest.raises(HwnasError, match=text):
-        devices.device("arm")
+        opening.open_device("arm")
 
 
 def test_arm_is_this_machine_or_what_is_registered_or_three_ways_to_go_on(
@@ -93,12 +93,12 @@ def test_arm_is_this_machine_or_what_is_registered_or_three_ways_to_go_on(
     assert devices.entry_of("arm") == Entry("cpu", "local", runtime="cpu")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     with pytest.raises(HwnasError, match=r"Three ways to go on:\n.*hwnas devices add arm .*\n.*\n.*emulated"):
-        devices.device("arm")
+        opening.open_device("arm")
     store(Entry("arm", "pi@board", threads=4), config)
     assert devices.entry_of("arm").target == "pi@board"
     assert (devices.threads_of("arm", None), devices.threads_of("arm", 2), devices.threads_of("cpu", None)) == (4, 2, 1)
     with pytest.raises(HwnasError, match="hwnas devices add phone USER@HOST"):
-        devices.device("phone")
+        opening.open_device("phone")
 
 
 def test_a_search_refuses_an_emulated_device_before_it_measures_anything():

@@ -19,12 +19,13 @@ import pytest
 from ways import WAYS
 
 from hwnas import measure, runtime_onnxruntime, runtimes
-from hwnas.devices import Device, MemoryNotShownError, Timing, device
+from hwnas.devices import Device, MemoryNotShownError, Timing
 from hwnas.errors import DeviceError, HwnasError
 from hwnas.latency import Conditions
 from hwnas.lines import Line
 from hwnas.network import BatchNorm, Network, NetworkBuilder
 from hwnas.onnx_model import random_weights, to_onnx
+from hwnas.opening import open_device
 
 QUICK = Timing(rounds=3, patience_s=2.0, sample_ms=0.05, least_runs=2, timeout_s=120)
 
@@ -107,7 +108,7 @@ def test_conditions_say_what_ran(way: Device):
 def test_no_two_runtimes_of_one_machine_have_the_same_conditions():
     found: list[Conditions] = []
     for name in {*runtimes.RUNTIMES} - {"gpu"}:  # which is one of the others
-        with device(name) as opened, contextlib.suppress(DeviceError):
+        with open_device(name) as opened, contextlib.suppress(DeviceError):
             found.append(opened.conditions())
     assert found
     for one, other in itertools.combinations(found, 2):
@@ -214,7 +215,10 @@ def test_a_runtime_that_cannot_work_here_says_what_to_do(tmp_path: Path, source:
 def test_gpu_without_a_gpu_is_one_message_that_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with device("gpu") as gpu, pytest.raises(DeviceError, match=r"there is no GPU here .*pip install 'jax\[cuda13\]'"):
+    with (
+        open_device("gpu") as gpu,
+        pytest.raises(DeviceError, match=r"there is no GPU here .*pip install 'jax\[cuda13\]'"),
+    ):
         gpu.conditions()
 
 

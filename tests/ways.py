@@ -6,8 +6,9 @@ A new runtime is in `runtimes.RUNTIMES` and so is here already; a new way of rea
 from collections.abc import Callable
 from functools import partial
 
-from hwnas.devices import Device, device
+from hwnas.devices import Device
+from hwnas.opening import open_device
 from hwnas.runtimes import RUNTIMES
 
-WAYS: dict[str, Callable[[], Device]] = {name: partial(device, name) for name in RUNTIMES}
+WAYS: dict[str, Callable[[], Device]] = {name: partial(open_device, name) for name in RUNTIMES}
 """Calls that give a device which is not yet open, by a name for the test's report."""
