@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +193,7 @@ def test_nothing_runs_on_the_board_after_the_line_is_cut(
 def test_if_the_agent_is_killed_what_it_started_ends_too(board: Board, reach: Callable[..., Device]):
     answers = start_endless(board, reach())
     (child,) = measuring_there(board)
-    agent = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(agent, signal.SIGKILL)
+    os.kill(parent_of(child), signal.SIGKILL)
     until(lambda: child not in measuring_there(board))
     del answers
 
@@ -357,17 +357,66 @@ def test_silence_and_nonsense_end_within_the_time_out(reach: Callable[..., Devic
     assert time.monotonic() - began < 3.0 + 5.0
 
 
-def test_a_dead_board_never_blocks_longer_than_its_time_out_and_five_seconds(
-    board: Board, reach: Callable[..., Device]
-):
-    with socket.socket() as deaf:  # takes connections and never says a word
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """Of a socket that takes connections and never says a word."""
+    with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
-        device = reach(ssh_options=board.configure("c3", port=deaf.getsockname()[1]))
-        began = time.monotonic()
-        with pytest.raises(DeviceLostError):
-            dict(device.measure([model()], Timing(timeout_s=2.0)))
-        assert time.monotonic() - began < 2.0 + 5.0
+        yield deaf.getsockname()[1]
+
+
+@contextlib.contextmanager
+def ends_within(timeout_s: float) -> Iterator[None]:
+    """What is done inside loses the device, no later than its time-out and five seconds."""
+    began = time.monotonic()
+    with pytest.raises(DeviceLostError, match="what was finished is kept"):
+        yield
+    assert time.monotonic() - began < timeout_s + 5.0
+
+
+def test_a_board_that_takes_the_connection_and_says_nothing_blocks_no_longer_than_its_time_out_and_five_seconds(
+    board: Board, reach: Callable[..., Device], deaf_port: int
+):
+    device = reach(ssh_options=board.configure("c3", port=deaf_port))
+    with ends_within(2.0):
+        dict(device.measure([model()], Timing(timeout_s=2.0)))
+
+
+def test_a_board_that_is_gone_at_the_start_blocks_no_longer_than_its_time_out_and_five_seconds(
+    board: Board, reach: Callable[..., Device]
+):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = closed.getsockname()[1]
+    device = reach(ssh_options=board.configure("c4", port=nobody))
+    with ends_within(2.0):
+        dict(device.measure([model()], Timing(timeout_s=2.0)))
+
+
+@pytest.mark.parametrize("then", ["is deaf", "is gone"])
+def test_a_board_that_stops_in_the_middle_of_a_group_blocks_no_longer_than_its_time_out_and_five_seconds(
+    board: Board, reach: Callable[..., Device], deaf_port: int, then: str
+):
+    device = reach(ssh_options=board.configure("c5"))
+    device.conditions()
+    (child,) = measuring_there(board)
+    stopped = [child, parent_of(child)]
+    answers = device.measure([model()], replace(ENDLESS, timeout_s=3.0))
+    time.sleep(1.0)
+    try:
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        board.configure("c5", port=deaf_port if then == "is deaf" else 1)
+        with ends_within(3.0):
+            dict(answers)
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGKILL)
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_measuring_process_that_hangs_is_given_up_and_the_next_request_starts_another(
