@@ -9,7 +9,7 @@ import typer
 
 from hwnas.cli_options import Json
 from hwnas.errors import HwnasError
-from hwnas.registry import CONFIG, LOCAL, Entry, files, registered, store
+from hwnas.registry import CONFIG, FOLDER, LOCAL, Entry, files, registered, store
 from hwnas.terminal import print_json
 
 devices = typer.Typer(help="The devices that models are timed on: list, add and check them.", no_args_is_help=True)
@@ -35,19 +35,30 @@ def list_devices(as_json: Json = False) -> None:
         print(f"{name:<{names}}  {target:<{targets}}  {what}")
     if not known:
         print("\nNone is registered. Add a board: hwnas devices add arm USER@HOST")
+        print("Or a phone: hwnas devices add phone adb:SERIAL --runner onnxruntime_perf_test")
 
 
 @devices.command(epilog="Example: hwnas devices add arm pi@board --python hwnas/bin/python")
 def add(
     name: Annotated[str, typer.Argument(help="What --device shall take.")],
     target: Annotated[
-        str, typer.Argument(help="local, or USER@HOST as ssh takes it, with :PORT if need be.", show_default=False)
+        str,
+        typer.Argument(
+            help="local, or USER@HOST as ssh takes it, with :PORT if need be, or adb:SERIAL.", show_default=False
+        ),
     ] = "",
     python: Annotated[str, typer.Option("--python", help="The command that runs Python there.")] = "",
     runtime: Annotated[str, typer.Option("--runtime", help="What runs models there, such as cpu, openvino.")] = "cpu",
     threads: Annotated[int, typer.Option("--threads", min=1, help="What --threads shall be if it is not given.")] = 1,
     cores: Annotated[str, typer.Option("--cores", help="The processors to measure on, as 4,5,6,7; or all.")] = "",
-    folder: Annotated[str, typer.Option("--folder", help="Where models are kept there.")] = "~/.cache/hwnas",
+    folder: Annotated[str, typer.Option("--folder", help="Where models are kept there.")] = FOLDER,
+    runner: Annotated[
+        Path | None, typer.Option("--runner", help="Of a phone: onnxruntime_perf_test, a file of this computer.")
+    ] = None,
+    library: Annotated[
+        list[Path] | None,
+        typer.Option("--library", help="Of a phone: a shared library that the runner needs; as often as need be."),
+    ] = None,
     boards: Annotated[
         str, typer.Option("--boards", help="In the place of a target: devices of a kind that measure together.")
     ] = "",
@@ -67,9 +78,18 @@ def add(
     numbers = tuple(int(word) for word in filter(None, cores.split(",")))
     names = tuple(word.strip() for word in filter(None, boards.split(",")))
     entry = Entry(
-        name, target, python=python, folder=folder, runtime=runtime, threads=threads, cores=numbers, notes=notes,
+        name,
+        target,
+        python=python,
+        folder=folder,
+        runtime=runtime,
+        threads=threads,
+        cores=numbers,
+        notes=notes,
         boards=names,
-    )  # fmt: skip
+        runner=str(runner.absolute()) if runner else "",
+        libraries=tuple(str(file.absolute()) for file in library or ()),
+    )
     if _shown(entry, as_json, stored=files()[0]):
         raise HwnasError(f"'{name}' is not registered: nothing can be timed on it yet. Mend what is above, and add it.")
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from hwnas.adb import AdbLine
 from hwnas.calibration import Measurement
 from hwnas.errors import DeviceError, DeviceLostError, HwnasError
 from hwnas.latency import Conditions
@@ -389,8 +390,9 @@ class Device:
         self.close()
 
 
-NO_ARM = """There is no device 'arm' yet, and this machine has another processor. Three ways to go on:
+NO_ARM = """There is no device 'arm' yet, and this machine has another processor. Four ways to go on:
   a board that ssh reaches:    hwnas devices add arm USER@BOARD   (docs/devices.md starts from a bare Debian)
+  a phone, by adb:             hwnas devices add arm adb:SERIAL --runner FILE   (docs/devices.md)
   on an ARM machine itself:    install hwnas there and run the same command; its own processor is 'arm'
   with no board at hand:       an emulated one shows that all works, though not how fast (docs/devices.md)"""
 
@@ -410,7 +412,7 @@ def entry_of(name: str) -> Entry:
         raise HwnasError(NO_ARM)
     raise HwnasError(
         f"There is no device '{name}'. The devices are: {', '.join((*RUNTIMES, *known))}. "
-        f"Add one: hwnas devices add {name} USER@HOST"
+        f"Add one: hwnas devices add {name} USER@HOST, or a phone: hwnas devices add {name} adb:SERIAL --runner FILE"
     )
 
 
@@ -431,6 +433,8 @@ def threads_of(name: str, asked: int | None) -> int:
 def line_to(entry: Entry) -> Line:
     """The line to the measuring process of a device."""
     check_runtime(entry)
+    if entry.is_phone:
+        return AdbLine(entry)
     if not entry.is_local:
         return SshLine(entry, board_program(entry.runtime), packages_of(entry.runtime))
     command = command_of(entry.runtime)
@@ -448,9 +452,14 @@ def facts_of(entry: Entry) -> dict[str, Any]:
     line = line_to(entry)
     if isinstance(line, SshLine):
         return line.facts()
+    if isinstance(line, AdbLine):
+        return _facts_down(line)
     program = str(Path(__file__).with_name("machine_facts.py"))
     python = shlex.split(entry.python) or [sys.executable]
-    line = Line(entry.name, (*python, program, entry.folder, *packages_of(entry.runtime)))
+    return _facts_down(Line(entry.name, (*python, program, entry.folder, *packages_of(entry.runtime))))
+
+
+def _facts_down(line: Line) -> dict[str, Any]:
     try:
         line.send({"facts": True})
         return line.receive(CONDITIONS_S)["facts"]
@@ -464,6 +473,8 @@ def check_runtime(entry: Entry) -> None:
         raise HwnasError(
             f"The runtime of the device '{entry.name}' is one of {', '.join(RUNTIMES)}; it is '{entry.runtime}'."
         )
+    if entry.is_phone and entry.runtime != "cpu":
+        raise HwnasError(f"A phone's runner times cpu; the runtime of the device '{entry.name}' is '{entry.runtime}'.")
 
 
 @cache

@@ -12,6 +12,8 @@ from hwnas.farm import Farm
 from hwnas.registry import Entry
 from hwnas.runtimes import packages_of
 
+GOVERNORS = "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+
 LEAST_FREE_BYTES = 1 << 30
 """Models and the measuring program are kept up to half of it."""
 
@@ -46,7 +48,7 @@ def examine(entry: Entry) -> Iterator[Finding]:
     except DeviceError as error:
         yield unreached(entry, error)
         return
-    yield Finding("reached", "on this machine" if entry.is_local else f"by ssh at {entry.target}")
+    yield Finding("reached", reached(entry))
     yield from findings(entry, facts)
     if not all(facts["packages"].values()):
         return
@@ -82,11 +84,23 @@ def examine_farm(entry: Entry) -> Iterator[Finding]:
     yield Finding("runtime", f"{conditions.runtime} {conditions.runtime_version}")
 
 
+def reached(entry: Entry) -> str:
+    """How a device was reached, in words."""
+    if entry.is_phone:
+        return f"by adb, {entry.target.partition(':')[2] or 'the only phone'}"
+    return "on this machine" if entry.is_local else f"by ssh at {entry.target}"
+
+
 def unreached(entry: Entry, error: DeviceError) -> Finding:
     """A device of which nothing was seen."""
     if isinstance(error, UnfitDeviceError) or entry.is_local:
         return failed("reached", error)
-    try_it = f"See that it is on and in the network, and try: {shlex.join(['ssh', *entry.ssh_words])}"
+    if entry.is_phone:
+        try_it = (
+            "See that it is on and plugged in, with USB debugging on in its developer options, and try: adb devices"
+        )
+    else:
+        try_it = f"See that it is on and in the network, and try: {shlex.join(['ssh', *entry.ssh_words])}"
     return Finding("reached", f"no: {error}", try_it, fatal=True)
 
 
@@ -110,7 +124,10 @@ def findings(entry: Entry, facts: dict[str, Any]) -> Iterator[Finding]:
     yield Finding("system", ", ".join(filter(None, (facts["board"] or facts["chip"], facts["system"]))))
     if facts["emulated"]:
         yield Finding("emulated", "yes", "Its milliseconds mean nothing: take a real board for tables to search with.")
-    yield Finding("Python", facts["python"])
+    if entry.is_phone:
+        yield Finding("ABI", facts["abis"])
+    else:
+        yield Finding("Python", facts["python"])
     for package, version in facts["packages"].items():
         yield Finding(package, version) if version else Finding(package, "missing", install(entry), fatal=True)
     yield Finding("free disk", f"{facts['free_bytes'] / 1e9:.3g} GB", "" if enough(facts) else more_disk(entry))
@@ -123,6 +140,8 @@ def findings(entry: Entry, facts: dict[str, Any]) -> Iterator[Finding]:
 
 def remote(entry: Entry, command: str) -> str:
     """A command as the user types it here."""
+    if entry.is_phone:
+        return shlex.join([*entry.adb_words, "shell", command])
     return command if entry.is_local else shlex.join(["ssh", *entry.ssh_words, command])
 
 
@@ -137,6 +156,8 @@ def enough(facts: dict[str, Any]) -> bool:
 
 
 def more_disk(entry: Entry) -> str:
+    if entry.is_phone:
+        return remote(entry, "du -k /data/local/tmp | sort -n | tail")
     return f'{remote(entry, "du -xh ~ | sort -h | tail")}   (or in the registry: folder = "/media/large/hwnas")'
 
 
@@ -164,7 +185,9 @@ def fewer_kinds(entry: Entry, kinds: list[dict[str, Any]]) -> str:
 def governor(entry: Entry, found: str) -> str:
     if found in ("performance", "not shown"):
         return ""
-    return remote(entry, "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
+    if entry.is_phone:
+        return "With root only: " + remote(entry, f"su -c 'echo performance | tee {GOVERNORS}'")
+    return remote(entry, f"echo performance | sudo tee {GOVERNORS}")
 
 
 def temperature(facts: dict[str, Any]) -> str:
@@ -183,8 +206,9 @@ def throttling(found: str | None) -> Finding:
     if found in (None, "no"):
         return Finding("throttling", found or "not shown")
     mend = "Give it a stronger supply." if "under-voltage" in str(found) else "Cool it, or lower its highest frequency."
-    return Finding("throttling", f"since the start: {found}", mend)
+    return Finding("throttling", str(found), mend)
 
 
 def idler(entry: Entry, load_average: float) -> str:
-    return f"{remote(entry, 'ps aux --sort=-%cpu | head')}   (something else runs there)" if load_average > 1 else ""
+    command = "top -b -n 1 -m 10" if entry.is_phone else "ps aux --sort=-%cpu | head"
+    return f"{remote(entry, command)}   (something else runs there)" if load_average > 1 else ""

@@ -20,7 +20,7 @@ class UnfitDeviceError(DeviceError):
     """A device that cannot measure until a person has mended something.
 
     Attributes:
-        fault: one of `ssh.MENDS`.
+        fault: one of `ssh.MENDS` or `adb.MENDS`.
         found: what was seen.
         mend: what to do, a command where there is one.
     """

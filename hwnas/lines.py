@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
-from hwnas.errors import DeviceError, DeviceLostError
+from hwnas.errors import DeviceError, DeviceLostError, UnfitDeviceError
 
 PAUSE_S = 1.0
 """Between two tries."""
@@ -32,9 +32,11 @@ class Line:
         name: of the device, for messages.
         tries: how often a request is made of a process that is lost meanwhile.
         deadline: of `time.monotonic()`; nothing is waited for any longer.
+        mends: what a person can do about each fault that another try does not mend.
     """
 
     tries = 1
+    mends: Mapping[str, str] = {}
     deadline = math.inf
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
@@ -136,7 +138,22 @@ class Line:
             answer = None
         if not isinstance(answer, dict):
             self._lose(f"has sent {line[:60]!r}, which is no answer")
+        if "fault" in answer and "error" not in answer:
+            self.close()
+            fault, what = answer["fault"], str(answer["what"])
+            raise (
+                self._unfit(fault, what)
+                if fault in self.mends
+                else DeviceLostError(self._lost_text(f"was lost: {what}"))
+            )
         return answer
+
+    def _unfit(self, fault: str, found: str) -> UnfitDeviceError:
+        """The error for a fault that a person must mend."""
+        return UnfitDeviceError(self.name, fault, found, self.mends[fault])
+
+    def _lost_text(self, what: str) -> str:
+        return f"The device {self.name} {what}.{AGAIN}"
 
     def _line(self, deadline: float, late: str) -> bytes:
         try:

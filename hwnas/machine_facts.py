@@ -161,12 +161,12 @@ def throttled():
     """Whether heat or a weak supply slowed the processors down since the start, in words; `None` where not shown."""
     if flags := first_line("/sys/devices/platform/soc/soc:firmware/get_throttled"):  # Raspberry Pi
         seen = [text for bit, text in RASPBERRY.items() if int(flags, 16) >> bit & 1]
-        return ", ".join(seen) or "no"
+        return f"since the start: {', '.join(seen)}" if seen else "no"
     counts = [first_line(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
     if not counts:
         return None
     times = sum(int(count) for count in counts if count.isdigit())
-    return f"{times} times" if times else "no"
+    return f"since the start: {times} times" if times else "no"
 
 
 RASPBERRY = {16: "under-voltage", 17: "frequency capped", 18: "throttled", 19: "soft temperature limit"}

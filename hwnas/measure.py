@@ -157,6 +157,11 @@ class Machine:
         model = self.runtime.open(path, threads)
         return model.repeated(random_feed(model, seed))
 
+    def timed(self, opened, request):
+        """The model that `open` made ready, with its clock."""
+        run, runs_a_call = opened
+        return TimedModel(run, request, self.clock, runs_a_call)
+
     def cores(self):
         return len(CORES)
 
@@ -269,8 +274,7 @@ class Group:
             return [pool.submit(self.machine.open, path, threads, seed).result for path in paths]
 
     def timed(self, opened):
-        run, runs_a_call = opened()
-        return TimedModel(run, self.request, self.machine.clock, runs_a_call)
+        return self.machine.timed(opened(), self.request)
 
     def run(self):
         rng = random.Random(self.request["seed"])

@@ -15,6 +15,11 @@
     [devices.lab]                  # a farm: boards of a kind that measure together; of the others it has threads, notes
     boards = ["arm", "arm2"]       # and found only
 
+    [devices.phone]
+    target = "adb:R58M123ABC"      # a phone's serial number or HOST:PORT; "adb" is the only one plugged in
+    runner = "/home/me/onnxruntime_perf_test"       # what times models there: a file of this computer
+    libraries = ["/home/me/libonnxruntime.so"]      # what it needs
+
 `hwnas --config FILE` names the file; else it is `hwnas.toml` in the working folder, and for what that does not have,
 `hwnas/hwnas.toml` in the user's folder of configurations.
 """
@@ -31,12 +36,15 @@ from typing import Any
 
 from hwnas.errors import HwnasError
 
-LOCAL = "local"
+LOCAL, ADB = "local", "adb"
+FOLDER = "~/.cache/hwnas"
+"""Where files are kept on a board if nothing else is said."""
 CONFIG, PROJECT_FILE = "HWNAS_CONFIG", "hwnas.toml"
 """The environment's variable for `--config`, and the file of a working folder."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ADDRESS = re.compile(r"(?!-)(?P<host>[^\s:\[\]]+|[^\s\[\]]*\[[^\s\]]+\])(:(?P<port>\d{1,5}))?")
+_PHONE = re.compile(r"adb(:(?!-)[A-Za-z0-9._:\[\]-]+)?")
 _TABLE_HEAD = re.compile(r"^[ \t]*\[(?P<name>[ \t]*devices[ \t]*\..+?)\]", re.M)
 
 
@@ -49,7 +57,7 @@ class Entry:
 
     Attributes:
         name: what `--device` takes.
-        target: `local`, or where ssh goes, with a port if need be.
+        target: `local`, or where ssh goes, with a port if need be, or `adb:` and a serial number, or `adb`.
         ssh_options: further words for ssh.
         python: a command line, as a shell reads it, that runs Python there; this Python's own if empty and local.
         folder: where models and the measuring program are kept there.
@@ -59,19 +67,23 @@ class Entry:
         notes: of the user.
         found: what was seen there when it was added.
         boards: the names of other devices that measure together as this one, which then has no target.
+        runner: of a phone: the file on this computer that times models there; see `perf_test.py`.
+        libraries: of a phone: shared libraries that the runner needs, files on this computer too.
     """
 
     name: str
     target: str = ""
     ssh_options: tuple[str, ...] = ()
     python: str = ""
-    folder: str = "~/.cache/hwnas"
+    folder: str = FOLDER
     runtime: str = "cpu"
     threads: int = 1
     cores: tuple[int, ...] = ()
     notes: str = ""
     found: str = ""
     boards: tuple[str, ...] = ()
+    runner: str = ""
+    libraries: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"The device '{self.name}'"
@@ -79,14 +91,25 @@ class Entry:
             raise HwnasError(f"A device's name has letters, digits and . _ - only, such as 'arm'; it is '{self.name}'.")
         if self.boards:
             self._check_farm(where)
-        elif not _ADDRESS.fullmatch(self.target):
-            raise HwnasError(f"{where}: a target is local or USER@HOST, with :PORT if need be; it is '{self.target}'.")
+        else:
+            self._check_target(where)
         if self.threads < 1 or any(core < 0 for core in self.cores):
             raise HwnasError(f"{where}: threads are at least 1 and processors are numbered from 0.")
         try:
             shlex.split(self.python)
         except ValueError as error:
             raise HwnasError(f"{where}: no shell can read its python, {self.python!r}: {error}.") from None
+
+    def _check_target(self, where: str) -> None:
+        if not (_PHONE.fullmatch(self.target) if self.is_phone else _ADDRESS.fullmatch(self.target)):
+            raise HwnasError(
+                f"{where}: a target is local or USER@HOST, with :PORT if need be, or adb:SERIAL; it is '{self.target}'."
+            )
+        if self.is_phone != bool(self.runner):
+            raise HwnasError(
+                f"{where}: a phone, and nothing else, has a runner, as in --runner onnxruntime_perf_test; "
+                f"its target is '{self.target}', its runner '{self.runner}'."
+            )
 
     def _check_farm(self, where: str) -> None:
         if len(set(self.boards)) < max(2, len(self.boards)):
@@ -98,6 +121,16 @@ class Entry:
     @property
     def is_local(self) -> bool:
         return self.target == LOCAL
+
+    @property
+    def is_phone(self) -> bool:
+        return self.target.partition(":")[0] == ADB
+
+    @property
+    def adb_words(self) -> tuple[str, ...]:
+        """What a command that reaches the phone starts with."""
+        serial = self.target.partition(":")[2]
+        return (ADB, *(("-s", serial) if serial else ()))
 
     @property
     def ssh_words(self) -> tuple[str, ...]:

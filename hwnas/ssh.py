@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hwnas.errors import DeviceError, DeviceLostError, UnfitDeviceError
-from hwnas.lines import AGAIN, Line
+from hwnas.lines import Line
 from hwnas.registry import Entry
 
 HERE = Path(__file__).parent
@@ -82,6 +82,7 @@ class SshLine(Line):
     """
 
     tries = 3
+    mends = MENDS
 
     def __init__(self, entry: Entry, program: bytes, packages: Sequence[str]) -> None:
         self.entry, self._program, self._packages = entry, program, packages
@@ -193,16 +194,6 @@ class SshLine(Line):
         self._started = False
         super().close()
 
-    def _read(self, line: bytes) -> dict[str, Any]:
-        answer = super()._read(line)
-        if "fault" not in answer or "error" in answer:
-            return answer
-        self.close()
-        fault, what = answer["fault"], str(answer["what"])
-        if fault in MENDS:
-            raise self._unfit(fault, what)
-        raise DeviceLostError(self._lost_text(f"was lost: {what}"))
-
     def _lose(self, what: str) -> NoReturn:
         self.close()
         words = self._said.lower()
@@ -216,14 +207,11 @@ class SshLine(Line):
             return super()._refusal(answer)
         return self._unfit(answer["fault"], answer["error"].partition(": pip install")[0])
 
-    def _unfit(self, fault: str, found: str) -> DeviceError:
+    def _unfit(self, fault: str, found: str) -> UnfitDeviceError:
         ssh = shlex.join(self.entry.ssh_words)
         python = shlex.split(self.entry.python or "python3")[-1]
         install = shlex.quote(f"{python} -m pip install {' '.join(self._packages)}")
         return UnfitDeviceError(self.name, fault, found, MENDS[fault].format(ssh=ssh, install=install))
-
-    def _lost_text(self, what: str) -> str:
-        return f"The device {self.name} {what}.{AGAIN}"
 
 
 def _name_of(content: bytes, suffix: str) -> str:

@@ -92,7 +92,9 @@ def test_arm_is_this_machine_or_what_is_registered_or_three_ways_to_go_on(
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert devices.entry_of("arm") == Entry("cpu", "local", runtime="cpu")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    with pytest.raises(HwnasError, match=r"Three ways to go on:\n.*hwnas devices add arm .*\n.*\n.*emulated"):
+    with pytest.raises(
+        HwnasError, match=r"Four ways to go on:\n.*hwnas devices add arm .*\n.*adb:SERIAL.*\n.*\n.*emulated"
+    ):
         opening.open_device("arm")
     store(Entry("arm", "pi@board", threads=4), config)
     assert devices.entry_of("arm").target == "pi@board"
