@@ -30,6 +30,9 @@ import time
 CACHE_BYTES = 512 << 20
 """Files that were not asked for lately make room for new ones beyond this."""
 
+CLAIM_S = 5.0
+"""How long another may go on holding the processors: an agent whose line was cut takes a moment to end."""
+
 READY = "hwnas agent ready"
 """What comes before it on the line is the talk of a login shell."""
 
@@ -163,17 +166,25 @@ def lock(cores):
 
     An abstract socket (Linux) for each: it needs no file, no rights, and is gone with its process.
     """
-    claims = []
+    claims, end = [], time.monotonic() + CLAIM_S
     for core in cores:
         claim = socket.socket(socket.AF_UNIX)
-        try:
-            claim.bind(f"\0hwnas-core-{core}")
-            claim.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise FaultError("busy", f"processor {core} is being measured on{holder(core)}") from None
+        while not claimed(claim, core):
+            if time.monotonic() > end:
+                raise FaultError("busy", f"processor {core} is being measured on{holder(core)}")
+            time.sleep(0.05)
         claims.append(claim)
     return claims
+
+
+def claimed(claim, core):
+    """Whether nobody else holds this processor; it is then claimed, where the system knows such sockets."""
+    try:
+        claim.bind(f"\0hwnas-core-{core}")
+        claim.listen(1)
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
+    return True
 
 
 def holder(core):

@@ -3,20 +3,30 @@
 The user land is made by `python benchmarks/arm64_userland.py`; where it is not, these tests are skipped.
 """
 
+import contextlib
+import json
+import os
+import random
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.arm64_userland import default_folder, python_of
 from benchmarks.loopback import NoServerError, running_sshd
+from hwnas import devices, profiling, whole_networks
 from hwnas.devices import Device, Timing, facts_of, line_to
 from hwnas.errors import HwnasError
-from hwnas.latency import check_origin
+from hwnas.latency import check_origin, load_table
 from hwnas.onnx_model import random_weights, to_onnx
 from hwnas.opening import open_device
-from hwnas.registry import Entry
+from hwnas.profiling import keys_of
+from hwnas.registry import Entry, store
 from hwnas.space import lower
 from hwnas.space_toml import load_space
 
@@ -38,6 +48,25 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
 def board(entry: Entry) -> Iterator[Device]:
     with Device(entry.name, line_to(entry)) as opened:
         yield opened
+
+
+SMALL = """
+name = "small"
+input_size = 8
+classes = 4
+stem = { channels = 8, stride = 1, max_pool = false }
+head = { channels = 16 }
+[unit]
+split_ratio = ["1/2"]
+kernel = [3]
+squeeze_excite = [false]
+residual = [false]
+groups = [1]
+extra_depthwise = [false]
+[[stage]]
+depth = [1, 2]
+width = [16]
+"""
 
 
 def models(precision: str) -> list[bytes]:
@@ -72,3 +101,63 @@ def test_networks_are_timed_there(board: Device):
     found = dict(board.measure(content, ONCE))
     assert found.keys() == {0, 1}
     assert found[1].minimum_ms > found[0].minimum_ms > 0
+
+
+def test_a_profile_whose_line_is_cut_at_twenty_random_moments_ends_with_a_table_that_a_search_refuses(
+    entry: Entry, board: Device, hwnas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    board.close()  # it holds the processors
+    monkeypatch.setattr(profiling, "TIMING", ONCE)
+    monkeypatch.setattr(whole_networks, "TIMING", ONCE)
+    monkeypatch.setattr(devices, "ATTEMPTS", 1)
+    (tmp_path / "small.toml").write_text(SMALL)
+    monkeypatch.setenv("HWNAS_CONFIG", str(tmp_path / "hwnas.toml"))
+    store(entry, tmp_path / "hwnas.toml")
+    where = ("--device", entry.name, "--space", tmp_path / "small.toml")
+    rng, kills, end = random.Random(0), 0, threading.Event()
+
+    def cut() -> None:
+        nonlocal kills
+        while kills < 20 and not end.wait(rng.choice((0.5, 0.5, 5.0)) * rng.random()):
+            for client in clients_of(entry):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(client, signal.SIGKILL)
+                    kills += 1
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    refusals, answer = [], None
+    try:
+        while answer is None or kills < 20:
+            done = hwnas("profile", *where, "--tables", tmp_path, "--json")
+            if done.status == 0:
+                answer = json.loads(done.out)
+            else:
+                refusals.append(done.err)
+    finally:
+        end.set()
+        cutter.join()
+    assert not [text for text in refusals if "what was finished is kept" not in text]
+    assert kills >= 20
+    table = load_table(Path(answer["file"]))
+    space = load_space(str(tmp_path / "small.toml"))
+    assert table.entries.keys() == keys_of(space).keys()
+    assert (answer["origin"], table.conditions.origin) == ("emulated", "emulated")
+    assert "emulated" in table.cautions
+    monkeypatch.setenv("HWNAS_TABLES", str(tmp_path))
+    search = hwnas("search", *where, "--budget-ms", "1e9")
+    assert search.status == 2
+    assert "arm-emulated is emulated" in search.err
+    assert "--force" in search.err
+
+
+def clients_of(entry: Entry) -> list[int]:
+    """The processes of this one that run ssh to the board."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            parent = path.with_name("stat").read_text().rpartition(")")[2].split()[1]
+            if words[0] == b"ssh" and entry.ssh_options[1].encode() in words and int(parent) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
