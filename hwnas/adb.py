@@ -18,8 +18,8 @@ from hwnas.errors import UnfitDeviceError
 from hwnas.lines import Line
 from hwnas.registry import FOLDER, Entry
 
-SHELL_S, CONNECT_S = 30.0, 15.0
-"""How long a short command on the phone may take, and the making of a connection."""
+SHELL_S, CONNECT_S, RETURN_S = 30.0, 15.0, 5.0
+"""How long a short command on the phone may take, the making of a connection, and the return of a lost phone."""
 
 PUSH_S, PUSH_BYTES_A_S = 30.0, 1 << 20
 """How long files may take on their way, and how many bytes of them a second come on top."""
@@ -114,12 +114,15 @@ class Adb:
         return done.stdout.decode(errors="replace")
 
     def connect(self) -> None:
-        """Makes sure that the phone can be reached; one in the network is looked for."""
+        """Makes sure that the phone can be reached: one in the network is looked for, and each is waited for a little."""
+        if self._is_ready():
+            return
         address = self.words[-1] if len(self.words) > 1 else ""
-        if ":" in address and not self._is_ready():
-            for verb in ("disconnect", "connect"):
-                with suppress(PhoneFault):  # the next command tells whether it can be reached
-                    Adb(self.words[:1]).run(verb, address, timeout_s=CONNECT_S)
+        for verb in ("disconnect", "connect") if ":" in address else ():
+            with suppress(PhoneFault):  # the last command tells whether it can be reached
+                Adb(self.words[:1]).run(verb, address, timeout_s=CONNECT_S)
+        with suppress(PhoneFault):
+            self.run("wait-for-device", timeout_s=RETURN_S)
         self.run("get-state", timeout_s=CONNECT_S)
 
     def _is_ready(self) -> bool:

@@ -141,11 +141,9 @@ class Line:
         if "fault" in answer and "error" not in answer:
             self.close()
             fault, what = answer["fault"], str(answer["what"])
-            raise (
-                self._unfit(fault, what)
-                if fault in self.mends
-                else DeviceLostError(self._lost_text(f"was lost: {what}"))
-            )
+            if fault in self.mends:
+                raise self._unfit(fault, what)
+            raise DeviceLostError(self._lost_text(f"was lost: {what}"))
         return answer
 
     def _unfit(self, fault: str, found: str) -> UnfitDeviceError:

@@ -8,6 +8,7 @@ onnxruntime/test/perftest/command_args_parser.cc and performance_result.cc there
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "ONNX Runtime CPU (onnxruntime_perf_test)"
@@ -39,20 +40,34 @@ def command(model: str, result: str, *, threads: int, runs: int, seed: int) -> t
     )  # fmt: skip
 
 
-def durations_ms(text: str) -> list[float]:
-    """The milliseconds of each run, from the file that it wrote; `ValueError` if this is not such a file.
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What one start of the program tells.
+
+    Attributes:
+        durations_ms: of each run.
+        peak_bytes: of the resident memory of its process, all in all.
+    """
+
+    durations_ms: tuple[float, ...]
+    peak_bytes: int
+
+
+def results_of(text: str) -> Results:
+    """What stands in the file that it wrote; `ValueError` if this is not such a file.
 
     A line is `FOLDER,SECONDS,BYTES AT THE PEAK,PER CENT OF A PROCESSOR,NUMBER`.
     """
-    found = []
+    found, peak_bytes = list[float](), 0
     for line in filter(None, map(str.strip, text.splitlines())):
         fields = line.rsplit(",", 4)
         if len(fields) != 5 or int(fields[4]) != len(found):
             raise ValueError(f"{line[:60]!r} is no duration of run {len(found)}")
         found.append(float(fields[1]) * 1e3)
+        peak_bytes = int(fields[2])
     if not found or not min(found) > 0:
         raise ValueError("it wrote no durations")
-    return found
+    return Results(tuple(found), peak_bytes)
 
 
 def version_of(files: Sequence[Path]) -> str:

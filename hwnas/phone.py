@@ -31,13 +31,14 @@ if __name__ == "__main__":  # the modules of this folder are those of the packag
 from hwnas import measure, perf_test
 from hwnas.adb import LOST, SHELL_S, Adb, PhoneFault, fault_in, phone_folder
 from hwnas.android import LOOK, Look, look_of
+from hwnas.perf_test import Results
 from hwnas.registry import Entry
 
 RUN_S = 120.0
 """How long a start of the runner may take."""
 
 SAMPLE_MS, MOST_RUNS = 50.0, 5000
-"""A start costs about a tenth of a second, so it runs the model for so long, in which the frequency rises, too."""
+"""A start costs far more than a run, so it is used for so long, in which the processor's frequency rises, too."""
 
 CACHE_BYTES = 512 << 20
 """Models that were not asked for lately make room for new ones beyond this."""
@@ -59,6 +60,7 @@ class Phone:
 
     Attributes:
         once_ms: about what a run takes of each model that was started before.
+        bare_bytes: the peak memory of the runner with a model that does nothing, once it was measured.
     """
 
     def __init__(self, entry: Entry, alive: Callable[[], None]) -> None:
@@ -72,6 +74,7 @@ class Phone:
         self.runner = f"{self.folder}/runner-{self.version.rpartition(' ')[2]}"
         self._mark = secrets.token_hex(4)
         self.once_ms: dict[str, float] = {}
+        self.bare_bytes: int | None = None
         self._has_runner = False
         self._claim: socket.socket | None = None
         self.adb.connect()
@@ -158,8 +161,8 @@ class Phone:
         if stale:
             self._shell(f"cd {shlex.quote(self.folder)} && rm -rf {' '.join(map(shlex.quote, stale))}")
 
-    def run(self, model: str, cores: Sequence[int], threads: int, runs: int, seed: int) -> list[float]:
-        """The milliseconds of each run of a model in one start of the runner, on some of the processors.
+    def run(self, model: str, cores: Sequence[int], threads: int, runs: int, seed: int) -> Results:
+        """One start of the runner: a model is run on some of the processors, as often as is said, and once before.
 
         Raises:
             ValueError: it does not run.
@@ -181,9 +184,9 @@ rm -f {result} {result}.log
         status, text = self.adb.shell(script, RUN_S)
         self._alive()
         if status == 0:
-            found = perf_test.durations_ms(text)
-            if len(found) != runs:
-                raise ValueError(f"it wrote {len(found)} durations of {runs} runs")
+            found = perf_test.results_of(text)
+            if len(found.durations_ms) != runs:
+                raise ValueError(f"it wrote {len(found.durations_ms)} durations of {runs} runs")
             return found
         fault = fault_in(text)
         if fault.fault != LOST:
@@ -210,14 +213,14 @@ class StartedModel(measure.TimedModel):
     """One model on the phone. A sample is a start of the runner: the least of at least `least_runs` runs.
 
     Attributes:
-        start: the milliseconds of each of so many runs.
+        start: the runner, for so many runs.
         once_ms: about what one takes.
         runs: of a sample, if more than a start is worth.
     """
 
     def __init__(
         self,
-        start: Callable[[int], list[float]],
+        start: Callable[[int], Results],
         once_ms: float,
         request: Mapping[str, Any],
         clock: Callable[[], int],
@@ -228,7 +231,7 @@ class StartedModel(measure.TimedModel):
 
     def sample_ms(self) -> float:
         try:
-            return min(self.start(max(self.runs, self.least_runs)))
+            return min(self.start(max(self.runs, self.least_runs)).durations_ms)
         except ValueError as error:  # it did run before: this is no failure of the model
             raise PhoneFault(LOST, str(error)) from None
 
@@ -242,14 +245,14 @@ class PhoneMachine(measure.Machine):
         self.phone, self.seen = phone, phone.look()
         self.all_cores = phone.cores(self.seen)
 
-    def open(self, path: str, threads: int, seed: int) -> tuple[str, Callable[[int], list[float]]]:
+    def open(self, path: str, threads: int, seed: int) -> tuple[str, Callable[[int], Results]]:
         pinned = self.all_cores[:threads]
         return path, lambda runs: self.phone.run(path, pinned, threads, runs, seed)
 
-    def timed(self, opened: tuple[str, Callable[[int], list[float]]], request: Mapping[str, Any]) -> StartedModel:
+    def timed(self, opened: tuple[str, Callable[[int], Results]], request: Mapping[str, Any]) -> StartedModel:
         path, start = opened
         if path not in self.phone.once_ms:
-            self.phone.once_ms[path] = min(start(max(request["warm_up_runs"], request["least_runs"])))
+            self.phone.once_ms[path] = min(start(max(request["warm_up_runs"], request["least_runs"])).durations_ms)
         return StartedModel(start, self.phone.once_ms[path], request, self.clock)
 
     def cores(self) -> int:
@@ -309,6 +312,43 @@ def facts(phone: Phone) -> dict[str, Any]:
     }
 
 
+def measure_memory(request: dict[str, Any], phone: Phone, answer: Answer) -> None:
+    """Answers as `measure.measure_memory` does: what each model adds to the peak of the runner's memory.
+
+    It is the peak of a start with the model less that of a start with a model that does nothing.
+    """
+    threads, seed = request["threads"], request["seed"]
+    cores = phone.cores(phone.look())[:threads]
+    with tempfile.TemporaryDirectory(prefix="hwnas-nothing-") as folder:
+        nothing = Path(folder) / "nothing.onnx"
+        nothing.write_bytes(idle_model())
+        *models, idle = phone.hold([*map(Path, request["memory"]), nothing])
+
+    def peak_bytes(model: str) -> int:
+        return phone.run(model, cores, threads, measure.MEMORY_RUNS, seed).peak_bytes
+
+    if phone.bare_bytes is None:
+        phone.bare_bytes = peak_bytes(idle)
+    for index, model in enumerate(models):
+        try:
+            answer({"model": index, "memory_bytes": peak_bytes(model) - phone.bare_bytes})
+        except ValueError as error:
+            answer({"model": index, "error": str(error)})
+    answer({"done": len(models)})
+
+
+def idle_model() -> bytes:
+    """A model that hands one number on."""
+    from onnx import TensorProto, helper
+
+    from hwnas.onnx_model import IR_VERSION, OPSET
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "nothing", [x], [y])
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets).SerializeToString()
+
+
 def answer_request(request: dict[str, Any], phone: Phone, answer: Answer) -> None:
     """Calls `answer` with each piece of the answer to one request."""
     if "facts" in request:
@@ -316,9 +356,7 @@ def answer_request(request: dict[str, Any], phone: Phone, answer: Answer) -> Non
     elif "conditions" in request:
         answer({"conditions": conditions(phone), "precisions": perf_test.PRECISIONS})
     elif "memory" in request:
-        for index, _ in enumerate(request["memory"]):
-            answer({"model": index, "not_shown": True})
-        answer({"done": len(request["memory"])})
+        measure_memory(request, phone, answer)
     elif "models" in request:
         phone.claim()
         machine = PhoneMachine(phone)
