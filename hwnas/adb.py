@@ -114,7 +114,7 @@ class Adb:
         return done.stdout.decode(errors="replace")
 
     def connect(self) -> None:
-        """Makes sure that the phone can be reached: one in the network is looked for, and each is waited for a little."""
+        """Makes sure that the phone is reached: one in the network is looked for, and each is waited for a little."""
         if self._is_ready():
             return
         address = self.words[-1] if len(self.words) > 1 else ""
