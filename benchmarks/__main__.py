@@ -32,6 +32,7 @@ BENCHMARKS = {
     "supernet-speed": ("benchmarks.training_speed", "training the supernet of shufflenet-32 against PyTorch"),
     "score-speed": ("benchmarks.training_speed", "scoring candidates of shufflenet-32 against PyTorch"),
     "remote-overhead": ("benchmarks.remote", "milliseconds and wall time over ssh against the same here"),
+    "remote-agreement": ("benchmarks.remote_agreement", "a latency table by ssh against two measured here, in turn"),
     "kill-resume": ("benchmarks.kill_resume", "a training killed 30 times and resumed, and 400 flipped bits"),
     "gpu-training": ("benchmarks.gpu_training", "training on a GPU against PyTorch, the floors and idleness"),
     "main-job": ("benchmarks.main_job", "seconds of hwnas search --budget-ms 1 from nothing, and again"),
