@@ -22,6 +22,7 @@ BENCHMARKS = {
     "prediction-batch-8": ("benchmarks.prediction", "the same of shufflenet-tiny at batch 8"),
     "prediction-int8": ("benchmarks.prediction", "the same of shufflenet-tiny in int8"),
     "estimated-table": ("benchmarks.estimated_table", "error of tables estimated from another and a few networks"),
+    "arm-estimates": ("benchmarks.arm_estimates", "the same idea on published numbers of real ARM processors"),
     "bound-coverage": ("benchmarks.prediction", "share of fresh networks under their upper estimate"),
     "budget-kept": ("benchmarks.budget_kept", "share of searches whose winner keeps its budget as measured"),
     "guideline-prior": ("benchmarks.searches", "what the guidelines' prior gains a search, over several seeds"),
