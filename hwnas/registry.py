@@ -116,7 +116,9 @@ class Entry:
             raise HwnasError(f"{where}: boards are the names of two or more other devices; they are {[*self.boards]}.")
         own = [f.name for f in fields(self) if f.name not in _FARM_FIELDS and getattr(self, f.name) != f.default]
         if own:
-            raise HwnasError(f"{where} has boards, so {' and '.join(own)} belong to those, each a device of its own.")
+            raise HwnasError(
+                f"{where} has boards: say {', '.join(own)} of each of those, as they are devices themselves."
+            )
 
     @property
     def is_local(self) -> bool:

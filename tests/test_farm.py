@@ -22,7 +22,7 @@ from benchmarks.loopback import Board, NoServerError, running_sshd
 from hwnas import farm as farms
 from hwnas import lines, memory_profiling
 from hwnas.devices import Device, Timing, boards_of, line_to
-from hwnas.errors import DeviceLostError, HwnasError
+from hwnas.errors import DeviceError, DeviceLostError, HwnasError
 from hwnas.farm import Farm
 from hwnas.latency import Entry, load_table
 from hwnas.opening import open_device
@@ -121,6 +121,26 @@ def test_a_board_that_was_slow_when_it_was_related_is_related_again():
         relations = farm.relations
     assert [one.factor for one in relations] == pytest.approx([1.0] * 3, rel=0.02)
     assert all(one.timed == 6 for one in relations)
+
+
+def test_a_farm_that_is_slower_than_for_its_table_tells_the_pace():
+    slow = [SlowMachine(factor, seed=n, throttle=lambda second: 1.3) for n, factor in enumerate((1.0, 1.06, 0.95))]
+    truth = [SimulatedMachine().model_ms(content) for content in (farms.anchor_model(), *MODELS)]
+    with simulated(*slow) as farm:
+        farm.anchor_ms = truth[0]
+        found = dict(farm.measure(MODELS))
+    assert [found[index].pace for index in range(3)] == pytest.approx([1.3] * 3, rel=0.02)
+    assert [found[index].at_usual_pace().median_ms for index in range(3)] == pytest.approx(truth[1:], rel=0.03)
+
+
+def test_models_that_do_not_run_are_told_after_the_others_were_timed():
+    with simulated(SlowMachine(1.0), SlowMachine(1.0, seed=1)) as farm:
+        results = []
+        with pytest.raises(DeviceError, match=r"1 of 3 models do not run on pi\d: 1\.onnx"):
+            results.extend(farm.measure([MODELS[0], b"no model", MODELS[1]]))
+        assert [index for index, _ in results] == [0, 2]
+        assert len(dict(farm.measure(MODELS))) == 3
+        assert not any(one.left_out for one in farm.relations)
 
 
 def test_a_table_from_a_farm_says_who_measured_it(tmp_path: Path):

@@ -31,9 +31,11 @@ def test_a_device_is_read_as_it_was_written_and_the_rest_of_the_file_stays(confi
     config.write_text("# mine\n" + config.read_text().replace("[devices.arm]", "# hers\n[ devices . 'arm' ]"))
     assert read(config) == {"board-2.local": FULL, "arm": Entry("arm", "local")}
     changed = dataclasses.replace(FULL, threads=1, cores=())
+    farm = Entry("lab", boards=("arm", "board-2.local"), threads=2, notes="on the shelf")
     store(changed, config)
     store(Entry("arm", "pi@[::1]:22"), config)
-    assert read(config) == {"board-2.local": changed, "arm": Entry("arm", "pi@[::1]:22")}
+    store(farm, config)
+    assert read(config) == {"board-2.local": changed, "arm": Entry("arm", "pi@[::1]:22"), "lab": farm}
     assert config.read_text().startswith("# mine\n")
 
 
@@ -73,6 +75,14 @@ MISTAKES = {
     "an option for a target": ("[devices.arm]\ntarget = '-oProxyCommand=x'", "a target is local or USER@HOST"),
     "two words for a target": ("[devices.arm]\ntarget = 'pi@board rm'", "a target is local or USER@HOST"),
     "no runtime": ("[devices.arm]\ntarget = 'x'\nruntime = 'tvm'", "runtime of the device 'arm' is one of cpu"),
+    "a farm that has a target": ("[devices.lab]\nboards = ['a', 'b']\ntarget = 'x'", "has boards: say target of each"),
+    "a farm of one board": ("[devices.lab]\nboards = ['a']", "two or more other devices; they are \\['a'\\]"),
+    "a farm of one board twice": ("[devices.lab]\nboards = ['a', 'a']", "two or more other devices"),
+    "a farm of farms": (
+        "[devices]\na.target = 'x'\nb.target = 'y'\nlab.boards = ['a', 'b']\narm.boards = ['a', 'lab']",
+        "boards of 'arm' are devices, not farms; 'lab' has boards itself",
+    ),
+    "a farm of what is not there": ("[devices.arm]\nboards = ['cpu', 'b']", "There is no device 'b'"),
     "a quote that never ends": ("[devices.arm]\ntarget = 'x'\npython = '\"'", "no shell can read its python"),
 }
 
