@@ -105,7 +105,7 @@ class Connection:
 
     def answer(self, word: str, first: int, second: int, data: bytes) -> None:
         if word in ("CNXN", "AUTH"):
-            if self.daemon.authorised:
+            if word == "AUTH" and self.daemon.authorised:
                 self.send("CNXN", VERSION, MOST_BYTES, b"device::ro.product.name=test;features=shell_v2,cmd")
             elif word == "CNXN" or first == SIGNATURE:
                 self.send("AUTH", TOKEN, 0, bytes(20))
@@ -145,7 +145,7 @@ class Daemon:
         environment: of its shell, beyond the search path.
 
     Attributes:
-        authorised: whether its owner lets this computer in.
+        authorised: whether its owner lets this computer in; then any signature is taken, else none, as of a new key.
         deaf: it takes messages and answers none.
         disk_bytes: a file that is larger does not fit.
         spoil: what the shell prints instead of each command's own output.
