@@ -196,6 +196,7 @@ def profile(
     from hwnas.latency import load_table, table_path
     from hwnas.opening import open_device
     from hwnas.show import table_facts
+    from hwnas.slow_tables import warned
     from hwnas.space_toml import load_space
     from hwnas.stages import tables_folder
 
@@ -218,6 +219,8 @@ def profile(
             table = estimate(load_table(known), loaded, opened, networks=networks, **how)
         else:
             listener.stage(f"Measuring the units of {loaded.name} on {device}")
+            settings = (how["threads"], batch, precision)
+            how["on_progress"] = warned(listener.progress, listener.note, loaded, opened.conditions(*settings), folder)
             table = profiling.profile(loaded, opened, **how)
     print_facts({"file": str(table_path(folder, loaded.name, table.conditions)), **table_facts(table)}, as_json)
 

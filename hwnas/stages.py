@@ -210,6 +210,7 @@ def latency_table(job: Job, device: "Device") -> tuple[Path, LatencyTable]:
     """
     from hwnas.cautions import texts_of
     from hwnas.profiling import covers, profile
+    from hwnas.slow_tables import warned
 
     conditions = device.conditions(job.threads, job.batch, job.precision)
     if not job.force:
@@ -229,7 +230,7 @@ def latency_table(job: Job, device: "Device") -> tuple[Path, LatencyTable]:
             batch=job.batch,
             precision=job.precision,
             folder=job.tables,
-            on_progress=job.listener.progress,
+            on_progress=warned(job.listener.progress, job.listener.note, job.space, conditions, job.tables),
             seed=job.seed,
         )
         for caution in texts_of(table.cautions):

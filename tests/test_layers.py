@@ -108,6 +108,7 @@ FLOORS = {
     "limits": 7,
     "pipeline": 7,
     "estimation": 6,
+    "slow_tables": 6,
     "target": 7,
     "trust": 7,
     "trust_report": 7,
@@ -158,6 +159,7 @@ SAME_FLOOR = {
     "search": {"evolution"},
     "show": {"stages"},
     "trained": {"stages"},
+    "stages": {"slow_tables"},
 }
 
 HEAVY = {"jax", "flax", "optax", "orbax", "grain", "onnxruntime", "optuna", "matplotlib", "sklearn", "pyarrow", "PIL"}
