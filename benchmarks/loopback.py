@@ -71,6 +71,7 @@ def running_sshd(folder: Path) -> Iterator[Board]:
     (folder / "sshd").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder / 'host'}\nAuthorizedKeysFile {folder / 'allowed'}\n"
         f"StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nPidFile none\nMaxStartups 100\n"
+        f"SetEnv HWNAS_CLAIMS=board-{port}\n"  # tests beside each other have a board each
     )
     for name, key in (("known", "host"), ("strange", "other")):
         (folder / name).write_text(f"[127.0.0.1]:{port} {(folder / f'{key}.pub').read_text()}")

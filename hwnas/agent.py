@@ -36,6 +36,9 @@ CLAIM_S = 5.0
 READY = "hwnas agent ready"
 """What comes before it on the line is the talk of a login shell."""
 
+CLAIMS = os.environ.get("HWNAS_CLAIMS", "hwnas")
+"""What claims of processors begin with; those of another name are not seen, as of boards that only a test tells apart."""
+
 DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
 )  # fmt: skip
@@ -180,7 +183,7 @@ def lock(cores):
 def claimed(claim, core):
     """Whether nobody else holds this processor; it is then claimed, where the system knows such sockets."""
     try:
-        claim.bind(f"\0hwnas-core-{core}")
+        claim.bind(f"\0{CLAIMS}-core-{core}")
         claim.listen(1)
     except OSError as error:
         return error.errno != errno.EADDRINUSE
@@ -191,7 +194,7 @@ def holder(core):
     """Who claims a processor, as far as the system tells."""
     try:
         with socket.socket(socket.AF_UNIX) as asking:
-            asking.connect(f"\0hwnas-core-{core}")
+            asking.connect(f"\0{CLAIMS}-core-{core}")
             credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         number, user = (int.from_bytes(credentials[at : at + 4], sys.byteorder) for at in (0, 4))
         return f" by process {number} of user {user}"
