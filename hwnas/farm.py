@@ -41,7 +41,7 @@ Found = tuple[dict[int, Measurement], DeviceError | None]
 
 
 class Farm(Device):
-    """Boards of a kind that measure together.
+    """Boards of a kind that measure together. A farm has no line of its own; its boards have theirs.
 
     Attributes:
         anchor_ms, groups: as those of a `Device`, on the scale of the median board.

@@ -6,8 +6,6 @@ import shlex
 import signal
 import socket
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 import steady_board
 from simulated import SimulatedDevice, SimulatedMachine
 from test_profiling import SPACE
-from test_ssh import model, until
+from test_ssh import ENDLESS, model, until
 
 from benchmarks.loopback import Board, NoServerError, running_sshd
 from hwnas import farm as farms
@@ -288,18 +286,15 @@ def test_boards_of_another_kind_are_refused_by_name(lab: Lab):
 
 def test_closing_ends_what_the_boards_are_doing_and_nothing_is_left_there(lab: Lab):
     for name in ("pi1", "pi2"):
-        lab.add(name, pause_s=1.0)
+        lab.add(name)
     with lab.farm("pi1", "pi2") as farm:
         farm.relate()
-        groups = [farm.measure(MODELS, QUICK) for _ in range(8)]
+        groups = [farm.measure(MODELS, ENDLESS) for _ in range(8)]
         until(lambda: not farm._free)
-        began = time.monotonic()
-    assert time.monotonic() - began < 3
     for results in groups:
         with pytest.raises(DeviceLostError):
             dict(results)
     until(lambda: not [path for path in Path("/proc").glob("[0-9]*/cmdline") if _names(path, "files-pi")])
-    assert threading.active_count() < 20
 
 
 def _names(path: Path, text: str) -> bool:
