@@ -37,7 +37,7 @@ READY = "hwnas agent ready"
 """What comes before it on the line is the talk of a login shell."""
 
 CLAIMS = os.environ.get("HWNAS_CLAIMS", "hwnas")
-"""What claims of processors begin with. Those of another name are not seen, as of boards that are one only in a test."""
+"""What claims of processors begin with; those of another name are not seen, as of boards that are only in tests."""
 
 DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
