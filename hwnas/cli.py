@@ -74,7 +74,7 @@ def search(
     data: SearchedData = None,
     device: SearchedDevice = None,
     threads: Threads = None,
-    batch: BatchImages = 1,
+    batch: BatchImages = None,
     precision: Precision = "fp32",
     trials: Annotated[int, typer.Option("--trials", min=1, help="Architectures that are scored.")] = 40,
     sampler: Annotated[str, typer.Option("--sampler", help="evolution (ours), tpe, nsgaii or random.")] = "evolution",
@@ -119,7 +119,7 @@ def search(
     Latency table and supernet are made first if they are missing. Run again, it goes on where it stopped. With
     --budget cpu=10 --budget gpu=1.5 the network keeps both, each as measured on its device.
     """
-    from hwnas.devices import threads_of
+    from hwnas.devices import batch_of, threads_of
     from hwnas.following import gathered
     from hwnas.pipeline import Plan, find
     from hwnas.report import outcome
@@ -140,8 +140,8 @@ def search(
         settings = {"epochs": epochs, "retrain_epochs": retrain_epochs, "batch_size": batch_size}
         job = make_job(
             space or DEFAULT_SPACE, data or DEFAULT_DATA, listener=listener, device=device,
-            threads=threads_of(device, threads), batch=batch, precision=precision, seed=seed, runs=runs,
-            supernet=supernet, method=method, paths=paths, within_ms=within_ms, learning_rate=learning_rate,
+            threads=threads_of(device, threads), batch=batch_of(device, batch), precision=precision, seed=seed,
+            runs=runs, supernet=supernet, method=method, paths=paths, within_ms=within_ms, learning_rate=learning_rate,
             force=force, **settings,
         )  # fmt: skip
         folder, result = find(job, plan, run)
@@ -161,7 +161,7 @@ def profile(
     space: Space = DEFAULT_SPACE,
     device: DeviceName = "cpu",
     threads: Threads = None,
-    batch: BatchImages = 1,
+    batch: BatchImages = None,
     precision: Precision = "fp32",
     classes: Annotated[int | None, typer.Option("--classes", min=2, help="Outputs of the classifier.")] = None,
     tables: Annotated[Path | None, typer.Option("--tables", help="The folder of latency tables.")] = None,
@@ -191,7 +191,7 @@ def profile(
     from dataclasses import replace
 
     from hwnas import profiling
-    from hwnas.devices import threads_of
+    from hwnas.devices import batch_of, threads_of
     from hwnas.estimation import estimate
     from hwnas.latency import load_table, table_path
     from hwnas.opening import open_device
@@ -209,7 +209,7 @@ def profile(
         folder = tables or tables_folder()
         how: dict[str, Any] = {
             "threads": threads_of(device, threads),
-            "batch": batch,
+            "batch": batch_of(device, batch),
             "precision": precision,
             "folder": folder,
         }
@@ -219,7 +219,7 @@ def profile(
             table = estimate(load_table(known), loaded, opened, networks=networks, **how)
         else:
             listener.stage(f"Measuring the units of {loaded.name} on {device}")
-            settings = (how["threads"], batch, precision)
+            settings = (how["threads"], how["batch"], precision)
             how["on_progress"] = warned(listener.progress, listener.note, loaded, opened.conditions(*settings), folder)
             table = profiling.profile(loaded, opened, **how)
     print_facts({"file": str(table_path(folder, loaded.name, table.conditions)), **table_facts(table)}, as_json)
@@ -331,9 +331,12 @@ def guidelines(
     device: DeviceName = "cpu",
     space: Space = DEFAULT_SPACE,
     threads: Threads = None,
-    batch: BatchImages = 1,
+    batch: BatchImages = None,
     precision: Precision = "fp32",
-    widths: Annotated[str, typer.Option("--widths", help="Channels of the networks: the paper's arm or gpu.")] = "arm",
+    widths: Annotated[
+        str | None,
+        typer.Option("--widths", help="Channels of the networks: the paper's arm or gpu.", show_default="the device's"),
+    ] = None,
     tables: Annotated[Path | None, typer.Option("--tables", help="The folder of latency tables.")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", help="A folder for a plot of each experiment.")] = None,
     seed: Seed = 0,
@@ -342,7 +345,7 @@ def guidelines(
     """Measures the paper's experiments on its guidelines G1 to G4, and keeps them in the space's latency table."""
     from dataclasses import replace
 
-    from hwnas.devices import threads_of
+    from hwnas.devices import batch_of, threads_of
     from hwnas.experiments import EXPERIMENTS
     from hwnas.guideline_profiling import measure_guidelines
     from hwnas.guideline_report import guideline_facts, guideline_picture, guideline_rows
@@ -353,8 +356,9 @@ def guidelines(
     from hwnas.stages import tables_folder
 
     with reported(as_json) as listener, open_device(device, listener.note) as opened:
-        threads = threads_of(device, threads)
+        threads, batch = threads_of(device, threads), batch_of(device, batch)
         conditions = opened.conditions(threads, batch, precision)
+        widths = widths or ("gpu" if conditions.on_gpu else "arm")
         path = table_path(tables or tables_folder(), load_space(space).name, conditions)
         table = matching_table(path, conditions)
         kept = path.with_suffix(".guidelines")

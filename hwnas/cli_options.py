@@ -29,7 +29,10 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads that a run may use.", show_default="1, or those of the device"),
 ]
-BatchImages = Annotated[int, typer.Option("--batch", min=1, help="Images a run of the model takes.")]
+BatchImages = Annotated[
+    int | None,
+    typer.Option("--batch", min=1, help="Images a run of the model takes.", show_default="1, or 8 on a GPU"),
+]
 Precision = Annotated[str, typer.Option("--precision", help="Arithmetic of the model on the device: fp32 or int8.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of results.")]

@@ -70,14 +70,14 @@ def retrain(
     learning_rate: LearningRate = 0.05,
     device: DeviceName = "cpu",
     threads: Threads = None,
-    batch: BatchImages = 1,
+    batch: BatchImages = None,
     run: Annotated[Path | None, typer.Option("--run", help="The folder of this run.")] = None,
     processes: Processes = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Trains one architecture from new weights; `hwnas export` makes the model of it."""
-    from hwnas.devices import threads_of
+    from hwnas.devices import batch_of, threads_of
     from hwnas.following import gathered
     from hwnas.single import retrain_architecture
     from hwnas.stages import make_job
@@ -88,7 +88,7 @@ def retrain(
             lambda name: make_job(
                 name, data, listener=listener, retrain_epochs=epochs, batch_size=batch_size,
                 learning_rate=learning_rate, device=device, threads=threads_of(device, threads),
-                batch=batch, seed=seed,
+                batch=batch_of(device, batch), seed=seed,
             ),
         )  # fmt: skip
     print_facts({"run": str(folder), **facts}, as_json)

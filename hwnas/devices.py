@@ -25,7 +25,7 @@ from hwnas.latency import Conditions
 from hwnas.lines import Line, Tries, one_line
 from hwnas.registry import LOCAL, Entry, registered
 from hwnas.relation import Relation
-from hwnas.runtimes import RUNTIMES, board_program, command_of, local_name, packages_of
+from hwnas.runtimes import GPU_RUNTIMES, RUNTIMES, board_program, command_of, local_name, packages_of
 from hwnas.ssh import SshLine
 
 ATTEMPTS = 3
@@ -428,6 +428,11 @@ def boards_of(farm: Entry) -> list[Entry]:
 def threads_of(name: str, asked: int | None) -> int:
     """The threads that are asked for, or else those that the registry gives the device, or else one."""
     return asked or entry_of(name).threads
+
+
+def batch_of(name: str, asked: int | None) -> int:
+    """The images a run that are asked for, or else those of the ShuffleNet V2 paper: 8 on a GPU, 1 on a processor."""
+    return asked or (8 if entry_of(name).runtime in GPU_RUNTIMES else 1)
 
 
 def line_to(entry: Entry) -> Line:

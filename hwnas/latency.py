@@ -38,6 +38,10 @@ class Prediction:
     upper_ms: float
 
 
+GPU_ENDINGS = ("GPU", "CUDA", "TensorRT")
+"""How the names of runtimes end that run on a GPU."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """Where and how something was timed.
@@ -69,6 +73,11 @@ class Conditions:
     origin: str = "measured"
     load_average: float = 0.0
     launch_ms: float = 0.0
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU runs the models, as the runtime's name tells."""
+        return self.runtime.endswith(GPU_ENDINGS)
 
     def differences(self, other: "Conditions") -> tuple[tuple[str, object, object], ...]:
         """The fields in which timings of `other` cannot stand for timings of `self`: name, own value, other's."""
@@ -331,7 +340,7 @@ def check_origin(conditions: Conditions) -> None:
 def profile_command(space: str, conditions: Conditions) -> str:
     """The command that measures a space under these conditions; settings at their defaults are left out."""
     command = f"hwnas profile --device {conditions.device} --space {space}"
-    for name, default in (("threads", 1), ("batch", 1), ("precision", "fp32")):
+    for name, default in (("threads", 1), ("batch", 8 if conditions.on_gpu else 1), ("precision", "fp32")):
         if (value := getattr(conditions, name)) != default:
             command += f" --{name} {value}"
     return command

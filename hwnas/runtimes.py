@@ -82,6 +82,9 @@ RUNTIMES = {
 }
 """What each name of a local device stands for."""
 
+GPU_RUNTIMES = ("gpu", "xla-gpu", "cuda", "tensorrt")
+"""Those of `RUNTIMES` that run on a GPU."""
+
 PACKAGES = {"onnxruntime": ("numpy", "onnxruntime"), "openvino": ("numpy", "openvino"), "xla": ("numpy", "onnx", "jax")}
 """What a `runtime_NAME.py` needs, by its name."""
 

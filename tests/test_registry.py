@@ -9,8 +9,9 @@ import pytest
 from hwnas import devices, opening, registry, stages
 from hwnas.doctor import findings
 from hwnas.errors import HwnasError
-from hwnas.latency import Conditions
+from hwnas.latency import Conditions, profile_command
 from hwnas.registry import Entry, read, store
+from hwnas.runtimes import GPU_RUNTIMES, RUNTIMES
 
 FULL = Entry(
     "board-2.local", "pi@board:2222", ("-J", "gate"), "'my python/bin/python3' -X utf8", "/media/x", "openvino", 4,
@@ -154,3 +155,16 @@ def test_the_doctor_has_something_to_say_of_each_fault_and_of_no_other():
         assert found.what == what
         assert mend in found.mend
         assert found.fatal == (what == "onnxruntime")
+
+
+def test_a_gpu_is_measured_at_the_paper_s_batch_of_8_unless_another_is_asked_for(config: Path):
+    store(Entry("jetson", "me@jetson", runtime="tensorrt"), config)
+    asked = ("cpu", "openvino", "gpu", "cuda", "xla-gpu", "jetson")
+    assert [devices.batch_of(name, None) for name in asked] == [1, 1, 8, 8, 8, 8]
+    assert devices.batch_of("gpu", 1) == 1
+    assert {name for name, what in RUNTIMES.items() if "GPU" in what} == set(GPU_RUNTIMES)
+    conditions = Conditions("jetson", "c", 1, "ONNX Runtime TensorRT", "1", 1, 1, "fp32", "g", "s")
+    assert profile_command("s", conditions) == "hwnas profile --device jetson --space s --batch 1"
+    assert profile_command("s", dataclasses.replace(conditions, batch=8)) == "hwnas profile --device jetson --space s"
+    on_processor = dataclasses.replace(conditions, runtime="ONNX Runtime CPU")
+    assert profile_command("s", on_processor) == "hwnas profile --device jetson --space s"
