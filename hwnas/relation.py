@@ -48,7 +48,8 @@ class Relation:
         """The relation in words."""
         if not self.networks_ms:
             return f"left out: {self.left_out}"
-        found = f"{self.factor:.3f} ± {self.scatter:.1%} times the median board, {self.timed} models timed"
+        found = f"{self.factor:.3f} ± {self.scatter:.1%} times the median board"
+        found += f", {self.timed} models timed" if self.timed else ""
         return f"{found}; left out: {self.left_out}" if self.left_out else found
 
 
