@@ -21,6 +21,7 @@ BENCHMARKS = {
     "prediction-2-threads": ("benchmarks.prediction", "the same of shufflenet-tiny with 2 threads"),
     "prediction-batch-8": ("benchmarks.prediction", "the same of shufflenet-tiny at batch 8"),
     "prediction-int8": ("benchmarks.prediction", "the same of shufflenet-tiny in int8"),
+    "prediction-openvino": ("benchmarks.prediction", "the same of shufflenet-tiny in OpenVINO"),
     "estimated-table": ("benchmarks.estimated_table", "error of tables estimated from another and a few networks"),
     "arm-estimates": ("benchmarks.arm_estimates", "the same idea on published numbers of real ARM processors"),
     "bound-coverage": ("benchmarks.prediction", "share of fresh networks under their upper estimate"),

@@ -16,7 +16,7 @@ from hwnas.whole_networks import check_table
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A space, how its models run, and what the error may be, in percent, where the noise does not exceed it."""
+    """A space, how its models run, and what the error, in percent, may be where the noise does not exceed it."""
 
     space: str
     threads: int = 1
@@ -25,6 +25,7 @@ class Case:
     error_percent: float = 1.5
     within_percent: float = 5.0
     within_share: float = 0.98
+    device: str = "cpu"
 
 
 def loose(threads: int = 1, batch: int = 1, precision: str = "fp32") -> Case:
@@ -39,6 +40,7 @@ CASES = {
     "prediction-2-threads": loose(threads=2),
     "prediction-batch-8": loose(batch=8),
     "prediction-int8": loose(precision="int8"),
+    "prediction-openvino": Case("shufflenet-tiny", device="openvino"),
 }
 NOISE_FACTOR, BIAS_PERCENT, SPEARMAN = 1.3, 1.0, 0.99
 BOUND_NETWORKS, BOUND_COVERAGE = 200, (0.93, 1.0)
@@ -77,9 +79,10 @@ def run(name: str) -> Result:
     if name == "bound-coverage":
         return bound_coverage(name)
     case = CASES[name]
-    with open_device("cpu") as cpu:
-        space, table = table_of(case, cpu)
-        check = check_table(table, space, cpu)
+    with open_device(case.device) as opened:
+        conditions = opened.conditions()
+        space, table = table_of(case, opened)
+        check = check_table(table, space, opened)
     error, noise = 100 * check.mean_absolute_error, 100 * check.noise_floor
     limit = max(case.error_percent, NOISE_FACTOR * noise)
     strict = case.within_percent == 5.0
@@ -95,7 +98,7 @@ def run(name: str) -> Result:
         + (f", bias within {BIAS_PERCENT:g} %, Spearman {SPEARMAN:g}" if strict else ""),
         met=met,
         spread=f"noise floor: the same networks measured twice differ by {noise:.2f} %",
-        device=f"{this_machine()}; ONNX Runtime, {case.threads} thread{'s' if case.threads > 1 else ''}, "
+        device=f"{this_machine()}; {conditions.runtime}, {case.threads} thread{'s' if case.threads > 1 else ''}, "
         f"batch {case.batch}, {case.precision}",
         details=details(check, table),
     )
