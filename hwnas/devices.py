@@ -432,7 +432,8 @@ def threads_of(name: str, asked: int | None) -> int:
 
 def batch_of(name: str, asked: int | None) -> int:
     """The images a run that are asked for, or else those of the ShuffleNet V2 paper: 8 on a GPU, 1 on a processor."""
-    return asked or (8 if entry_of(name).runtime in GPU_RUNTIMES else 1)
+    entry = entry_of(name)
+    return asked or (8 if (boards_of(entry) or [entry])[0].runtime in GPU_RUNTIMES else 1)
 
 
 def line_to(entry: Entry) -> Line:

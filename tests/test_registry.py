@@ -159,8 +159,10 @@ def test_the_doctor_has_something_to_say_of_each_fault_and_of_no_other():
 
 def test_a_gpu_is_measured_at_the_paper_s_batch_of_8_unless_another_is_asked_for(config: Path):
     store(Entry("jetson", "me@jetson", runtime="tensorrt"), config)
-    asked = ("cpu", "openvino", "gpu", "cuda", "xla-gpu", "jetson")
-    assert [devices.batch_of(name, None) for name in asked] == [1, 1, 8, 8, 8, 8]
+    store(Entry("jetson2", "me@jetson2", runtime="tensorrt"), config)
+    store(Entry("jetsons", boards=("jetson", "jetson2")), config)
+    asked = ("cpu", "openvino", "gpu", "cuda", "xla-gpu", "jetson", "jetsons")
+    assert [devices.batch_of(name, None) for name in asked] == [1, 1, 8, 8, 8, 8, 8]
     assert devices.batch_of("gpu", 1) == 1
     assert {name for name, what in RUNTIMES.items() if "GPU" in what} == set(GPU_RUNTIMES)
     conditions = Conditions("jetson", "c", 1, "ONNX Runtime TensorRT", "1", 1, 1, "fp32", "g", "s")
