@@ -27,7 +27,7 @@ _HOMES = {
     "Plan": "pipeline",
     "RunResult": "runs",
     "SearchSpace": "space",
-    "device": "devices",
+    "open_device": "opening",
     "export_run": "single",
     "find": "pipeline",
     "load_data": "data",

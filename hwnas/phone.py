@@ -173,10 +173,9 @@ class Phone:
         script = f"""
 cd {shlex.quote(self.folder)} && rm -f {result} {result}.log
 export LD_LIBRARY_PATH={shlex.quote(self.runner)}
+trap 'kill -9 $! 2> /dev/null; exit 1' HUP INT TERM
 taskset {mask_of(cores):x} {shlex.quote(program)} {shlex.join(words)} < /dev/null > {result}.log 2>&1 &
-p=$!
-trap 'kill -9 $p; exit 1' HUP INT TERM
-wait $p
+wait $!
 s=$?
 if [ $s = 0 ]; then cat {result}; else tail -c 2000 {result}.log; fi
 rm -f {result} {result}.log

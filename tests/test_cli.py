@@ -326,7 +326,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_found(
     shutil.copytree(here.folder / "runs", tmp_path / "runs")
     run = tmp_path / "runs" / found["run"].name
     folder = run if whose == "winner" else next((tmp_path / "runs").glob("supernet-*"))
-    newest = max(folder.glob("checkpoints/step-*"), key=lambda path: path.name)
+    newest = max(folder.glob("checkpoints/**/step-*"), key=lambda path: path.name)
     largest = max(newest.glob("**/d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
