@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.result import Result, this_machine
 from hwnas import measure
 from hwnas.calibration import WholeNetwork
-from hwnas.chains import chain_of, copies_of, host_of
+from hwnas.chains import chain_of, copies_of, host_of, network_of
 from hwnas.devices import anchor_model
 from hwnas.line import fit_line
 from hwnas.onnx_model import random_weights, to_onnx
@@ -158,12 +158,12 @@ def measuring_methods(name: str) -> Result:
         seconds: dict[str, float] = {}
 
         def times(what: str, chains: Sequence[Sequence[Place]]) -> list[float]:
-            started = time.monotonic()
+            started, network = time.monotonic(), network_of if what == "in a chain" else network_at
             distinct = list(dict.fromkeys(map(tuple, chains)))
             found: dict[tuple[Place, ...], float] = {}
             for first in range(0, len(distinct), GROUP_MODELS):
                 part = distinct[first : first + GROUP_MODELS]
-                models = [setup.model(network_at(space, chain)) for chain in part]
+                models = [setup.model(network(space, chain)) for chain in part]
                 measured = cpu.measure_steadily(models, setup.timing(UNIT_TIMING))
                 found |= {chain: measured[i].at_usual_pace().median_ms for i, chain in enumerate(part)}
             seconds[what] = seconds.get(what, 0.0) + time.monotonic() - started

@@ -10,9 +10,15 @@ of layout, fusions) is paid as in a whole network:
 | stride 2, later stages      | a plain stride-1 unit of its width     | the unit, then the plain one           |
 | stride 1                    | a plain stride-1 unit of its width     | the unit `COPIES` times, the plain one |
 | head                        | a plain stride-1 unit of its width     | the plain one, then the head           |
+
+A chain that begins with the stem ends with the mean over height and width. Else the runtime would lay out a large map
+anew for the user, as in no network: OpenVINO takes longer for a stem alone than for one with a unit behind it.
 """
 
-from hwnas.places import Place, stem_place
+from collections.abc import Sequence
+
+from hwnas.network import GlobalAveragePool, Network
+from hwnas.places import Place, network_at, stem_place
 from hwnas.space import SearchSpace
 from hwnas.units import UnitChoice
 
@@ -41,3 +47,8 @@ def chain_of(space: SearchSpace, place: Place) -> tuple[Place, ...]:
 def copies_of(place: Place) -> int:
     """How often the unit at a place stands in its chain."""
     return COPIES if place.stride == 1 and place.choice is not None else 1
+
+
+def network_of(space: SearchSpace, chain: Sequence[Place]) -> Network:
+    """A chain, or a host, as the network that is timed."""
+    return network_at(space, chain, ends_with=GlobalAveragePool() if chain[0].stage == 1 else None)

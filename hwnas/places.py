@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from hwnas.network import Network, NetworkBuilder, Tensor
+from hwnas.network import Network, NetworkBuilder, Operator, Tensor
 from hwnas.space import Architecture, SearchSpace, StageChoice
 from hwnas.units import UnitChoice, head, shufflenet_v2_unit, stem
 
@@ -95,14 +95,20 @@ def _first(pair: tuple[float, object]) -> float:
     return pair[0]
 
 
-def network_at(space: SearchSpace, places: Iterable[Place]) -> Network:
-    """A chain of units at the given places, which must fit each other; the first decides the input's shape."""
+def network_at(space: SearchSpace, places: Iterable[Place], ends_with: Operator | None = None) -> Network:
+    """A chain of units at the given places, which must fit each other; the first decides the input's shape.
+
+    An operator can follow them, in a unit of its own.
+    """
     places = list(places)
     first = places[0]
     b = NetworkBuilder(space.name, (first.channels_in, *[input_side(space, first)] * 2))
     x = b.input
     for index, place in enumerate(places):
         x = _add(b, x, space, place, index)
+    if ends_with is not None:
+        with b.unit("end"):
+            (x,) = b.add_node(ends_with, x, name="end")
     return b.build(x)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hwnas.calibration import Measurement, calibrate, significant
 from hwnas.cautions import Seen, cautions_of
-from hwnas.chains import chain_of, copies_of, host_of
+from hwnas.chains import chain_of, copies_of, host_of, network_of
 from hwnas.composition import is_timed, terms
 from hwnas.devices import Device, Timing
 from hwnas.errors import DeviceError, HwnasError
@@ -242,11 +242,11 @@ def _groups(setup: Setup, units: Sequence[tuple[str, Place]]) -> Iterator[Group]
     for key, place in units:
         by_host.setdefault(host_of(space, place), []).append((key, place))
     for host, members in by_host.items():
-        host_models = (setup.model(network_at(space, host)),) if host else ()
+        host_models = (setup.model(network_of(space, host)),) if host else ()
         models: list[bytes] = []
         first = 0
         for index, (_, place) in enumerate(members, 1):
-            models.append(setup.model(network_at(space, chain_of(space, place))))
+            models.append(setup.model(network_of(space, chain_of(space, place))))
             if len(models) == GROUP_MODELS or sum(map(len, models)) >= GROUP_BYTES or index == len(members):
                 yield Group(host, tuple(members[first:index]), (*host_models, *models))
                 models, first = [], index

@@ -7,12 +7,11 @@ import pytest
 from simulated import Costs, Heat, Neighbour, SimulatedDevice, SimulatedMachine
 
 from hwnas.cautions import CAUTIONS, Seen, cautions_of, texts_of
-from hwnas.chains import chain_of, copies_of, host_of
+from hwnas.chains import chain_of, copies_of, host_of, network_of
 from hwnas.devices import Timing
 from hwnas.latency import ComposedEntry, Entry
 from hwnas.network import NetworkBuilder
 from hwnas.onnx_model import random_weights, to_onnx
-from hwnas.places import network_at
 from hwnas.profiling import keys_of, profile
 from hwnas.space_toml import parse_space
 from hwnas.whole_networks import Setup, check_table
@@ -50,7 +49,7 @@ def truth_ms(machine, place):
     """What the unit at a place really adds to its host."""
     setup = Setup(SPACE, SimulatedDevice(machine), 1, 1, "fp32", 0)
     with_unit, host = (
-        machine.model_ms(setup.model(network_at(SPACE, places))) if places else 0.0
+        machine.model_ms(setup.model(network_of(SPACE, places))) if places else 0.0
         for places in (chain_of(SPACE, place), host_of(SPACE, place))
     )
     return (with_unit - host) / copies_of(place)
