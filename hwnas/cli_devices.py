@@ -12,12 +12,14 @@ from hwnas.errors import HwnasError
 from hwnas.registry import CONFIG, FOLDER, LOCAL, Entry, files, registered, store
 from hwnas.terminal import print_json
 
-devices = typer.Typer(help="The devices that models are timed on: list, add and check them.", no_args_is_help=True)
+devices = typer.Typer(invoke_without_command=True)
 
 
-@devices.command("list", epilog="Example: hwnas devices list")
-def list_devices(as_json: Json = False) -> None:
-    """Lists the devices that are registered, and what of this machine needs no registration."""
+@devices.callback(epilog="Example: hwnas devices")
+def list_devices(context: typer.Context, as_json: Json = False) -> None:
+    """Lists the devices that are registered, and what of this machine needs no registration; adds and checks them."""
+    if context.invoked_subcommand:
+        return
     from hwnas.runtimes import RUNTIMES
 
     known = registered()

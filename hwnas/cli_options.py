@@ -21,7 +21,7 @@ SearchedSpace = Annotated[
 SearchedData = Annotated[
     str | None, typer.Option("--data", help=DATA_HELP, show_default=f"that of --supernet, or {DEFAULT_DATA}")
 ]
-DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run: hwnas devices list.")]
+DeviceName = Annotated[str, typer.Option("--device", help="Where the model will run: hwnas devices.")]
 SearchedDevice = Annotated[
     str | None, typer.Option("--device", help="Where the model will run.", show_default="cpu, or those of --budget")
 ]

@@ -257,7 +257,7 @@ def test_a_phone_is_added_by_one_command_listed_and_checked(
     added = hwnas(*words, "add", "phone", target, "--runner", runner, "--notes", "here")
     assert added.status == 0, added.err
     assert added.out.endswith("hwnas profile --device phone\n")
-    assert hwnas(*words, "list").out.startswith(f"phone     {target}  Maker Model 7 QTI SM8550 (kalama), Android 14")
+    assert hwnas(*words).out.startswith(f"phone     {target}  Maker Model 7 QTI SM8550 (kalama), Android 14")
     checked = json.loads(hwnas(*words, "check", "phone", "--json").out)
     assert checked["can_measure"]
     seen = {finding["what"]: finding for finding in checked["findings"]}

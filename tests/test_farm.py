@@ -318,7 +318,7 @@ def test_the_command_line_adds_lists_checks_and_profiles_a_farm(lab: Lab, hwnas:
     assert added.status == 0, added.err
     assert "! pi2: relation: 1.4" in added.out
     assert "2 of 3 boards, Cortex" in added.out
-    listed = hwnas("devices", "list").out
+    listed = hwnas("devices").out
     assert "pi1, pi2, pi3" in listed
     assert "on the shelf" in listed
     with open_device("lab") as opened:

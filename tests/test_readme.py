@@ -19,10 +19,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def all_commands(group: Any, before: str = "") -> dict[str, Any]:
-    """Every command by its words: `search`, `devices add`."""
+    """Every command by its words: `search`, `devices` and `devices add`."""
     found = {}
     for name, command in group.commands.items():
-        found |= all_commands(command, f"{before}{name} ") if hasattr(command, "commands") else {before + name: command}
+        found[before + name] = command
+        if hasattr(command, "commands"):
+            found |= all_commands(command, f"{before}{name} ")
     return found
 
 
@@ -42,8 +44,8 @@ def documented_commands() -> list[str]:
 def verb_of(line: str) -> tuple[str, list[str]]:
     """The verb of a command, of two words in a group, and what follows."""
     first, *rest = line.removeprefix("hwnas ").split()
-    is_group = any(name.startswith(f"{first} ") for name in COMMANDS)
-    return (f"{first} {rest[0]}", rest[1:]) if is_group else (first, rest)
+    two = " ".join([first, *rest[:1]])
+    return (two, rest[1:]) if two in COMMANDS and rest else (first, rest)
 
 
 @pytest.mark.parametrize("line", documented_commands())

@@ -156,7 +156,7 @@ def test_a_board_is_added_by_one_command_listed_and_checked_and_one_that_cannot_
     assert added.status == 0, added.err
     assert "anchor network" in added.out
     assert added.out.endswith("hwnas profile --device arm\n")
-    listed = hwnas(*words, "list").out
+    listed = hwnas(*words).out
     assert "ONNX Runtime CPU" in listed.splitlines()[0]
     assert listed.startswith("arm ")
     checked = json.loads(hwnas(*words, "check", "arm", "--json").out)
