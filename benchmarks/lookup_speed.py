@@ -8,7 +8,8 @@ import numpy as np
 
 from benchmarks.result import Result, this_machine
 from hwnas.calibration import Calibration, Measurement
-from hwnas.latency import Conditions, Entry, LatencyTable
+from hwnas.conditions import Conditions
+from hwnas.latency import Entry, LatencyTable
 from hwnas.line import Line
 from hwnas.lookup import array_predictor
 from hwnas.network import unit_key

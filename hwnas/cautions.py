@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hwnas.calibration import ERROR_LIMIT, Calibration
+from hwnas.conditions import Conditions
 from hwnas.devices import GroupFacts
-from hwnas.latency import Conditions
 
 
 @dataclass(frozen=True, slots=True)

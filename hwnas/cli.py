@@ -345,11 +345,12 @@ def guidelines(
     """Measures the paper's experiments on its guidelines G1 to G4, and keeps them in the space's latency table."""
     from dataclasses import replace
 
+    from hwnas.conditions import profile_command
     from hwnas.devices import batch_of, threads_of
     from hwnas.experiments import EXPERIMENTS
     from hwnas.guideline_profiling import measure_guidelines
     from hwnas.guideline_report import guideline_facts, guideline_picture, guideline_rows
-    from hwnas.latency import matching_table, profile_command, table_path
+    from hwnas.latency import matching_table, table_path
     from hwnas.opening import open_device
     from hwnas.runs import write_text
     from hwnas.space_toml import load_space

@@ -20,8 +20,8 @@ import numpy as np
 
 from hwnas.adb import AdbLine
 from hwnas.calibration import Measurement
+from hwnas.conditions import Conditions
 from hwnas.errors import DeviceError, DeviceLostError, HwnasError
-from hwnas.latency import Conditions
 from hwnas.lines import Line, Tries, one_line
 from hwnas.registry import LOCAL, Entry, registered
 from hwnas.relation import Relation

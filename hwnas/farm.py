@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hwnas.calibration import Measurement
+from hwnas.conditions import Conditions
 from hwnas.devices import DEFAULT_TIMING, Device, Timing, anchor_model
 from hwnas.errors import DeviceError, DeviceLostError, HwnasError, UnfitDeviceError
-from hwnas.latency import Conditions
 from hwnas.lines import AGAIN
 from hwnas.relation import Relation, references, related, relation
 

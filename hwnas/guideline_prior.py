@@ -19,10 +19,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hwnas.conditions import profile_command
 from hwnas.errors import HwnasError
 from hwnas.experiments import EXPERIMENTS, HOLDS, MULTIPLIERS, Case, GuidelineTiming, slowdowns
 from hwnas.guidelines import GUIDELINES, Sheet, unit_sheet
-from hwnas.latency import LatencyTable, profile_command
+from hwnas.latency import LatencyTable
 from hwnas.places import Place, network_at
 from hwnas.space import CHOICES, SearchSpace
 from hwnas.units import UnitChoice

@@ -12,9 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from hwnas.conditions import Conditions, parse_conditions
 from hwnas.errors import HwnasError
 from hwnas.experiments import GuidelineTiming
-from hwnas.latency import Conditions, Entry, entry_json, guideline_json, parse_conditions, parse_entry, parse_guideline
+from hwnas.latency import Entry, entry_json, guideline_json, parse_entry, parse_guideline
 
 Item = TypeVar("Item")
 

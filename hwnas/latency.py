@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.calibration import NOISE_LIMIT, Calibration, Measurement, WholeNetwork, significant
+from hwnas.conditions import Conditions, checked, parse_conditions, profile_command
 from hwnas.drift import Check
 from hwnas.errors import HwnasError
 from hwnas.experiments import Case, GuidelineTiming, check_complete
@@ -36,58 +37,6 @@ class Prediction:
 
     latency_ms: float
     upper_ms: float
-
-
-GPU_ENDINGS = ("GPU", "CUDA", "TensorRT")
-"""How the names of runtimes end that run on a GPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """Where and how something was timed.
-
-    Attributes:
-        device: the name hwnas knows the device by, such as `cpu`.
-        chip: the processor's own name.
-        cores: processors that the process may use.
-        runtime, runtime_version: what ran the model.
-        threads, batch, precision: the settings of the run.
-        governor: the frequency governor, or `not shown`.
-        system: operating system and architecture.
-        origin: `measured`, `estimated` from another device's table (`estimation.py`), or `emulated`, where the
-            milliseconds mean nothing.
-        load_average: how many processes wanted to run when the measurement began.
-        launch_ms: what it takes to start a run that does nothing, where that is no part of the timings: on a GPU.
-    """
-
-    device: str
-    chip: str
-    cores: int
-    runtime: str
-    runtime_version: str
-    threads: int
-    batch: int
-    precision: str
-    governor: str
-    system: str
-    origin: str = "measured"
-    load_average: float = 0.0
-    launch_ms: float = 0.0
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether a GPU runs the models, as the runtime's name tells."""
-        return self.runtime.endswith(GPU_ENDINGS)
-
-    def differences(self, other: "Conditions") -> tuple[tuple[str, object, object], ...]:
-        """The fields in which timings of `other` cannot stand for timings of `self`: name, own value, other's."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in _DECISIVE)
-        return tuple(pair for pair in pairs if pair[1] != pair[2])
-
-
-_DECISIVE = tuple(
-    field.name for field in fields(Conditions) if field.name not in ("governor", "system", "load_average", "launch_ms")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,24 +277,6 @@ class LatencyTable:
         return Prediction(latency_ms, latency_ms * (1 + self.calibration.upper_ratio))
 
 
-def check_origin(conditions: Conditions) -> None:
-    """Raises `HwnasError` if milliseconds of these conditions are not those of a real device."""
-    if conditions.origin != "measured":
-        raise HwnasError(
-            f"The device {conditions.device} is {conditions.origin}: what it is timed at means nothing. "
-            "Name a real device, or take it as it is: --force."
-        )
-
-
-def profile_command(space: str, conditions: Conditions) -> str:
-    """The command that measures a space under these conditions; settings at their defaults are left out."""
-    command = f"hwnas profile --device {conditions.device} --space {space}"
-    for name, default in (("threads", 1), ("batch", 8 if conditions.on_gpu else 1), ("precision", "fp32")):
-        if (value := getattr(conditions, name)) != default:
-            command += f" --{name} {value}"
-    return command
-
-
 def table_path(folder: Path, space: str, conditions: Conditions) -> Path:
     """Where the table of a space under these conditions lies in a folder of latency tables."""
     settings = f"{conditions.precision}-t{conditions.threads}-b{conditions.batch}"
@@ -394,28 +325,17 @@ def _parse_table(data: Any) -> LatencyTable:
         datetime.fromisoformat(data[name])
     return LatencyTable(
         parse_conditions(data["conditions"]),
-        _checked(data["space"], "space", str),
+        checked(data["space"], "space", str),
         data["started"],
         data["finished"],
         entries,
         Calibration(line, upper_ratio, networks, tuple(map(_parse_check, calibration["checks"]))),
         _time_ms(data["anchor_ms"], "anchor_ms"),
-        tuple(_checked(name, "a caution", str) for name in data["cautions"]),
+        tuple(checked(name, "a caution", str) for name in data["cautions"]),
         guidelines,
         _parse_memory(data["memory"]) if "memory" in data else None,
         tuple(map(_parse_board, data.get("boards", []))),
     )
-
-
-def parse_conditions(data: dict[str, Any]) -> Conditions:
-    """Conditions from JSON; `ValueError`, `KeyError` or `TypeError` if a field is missing or of another type.
-
-    The time of a launch may be missing, as it is nought on a processor.
-    """
-    data = {"launch_ms": 0.0} | data
-    if unknown := set(data) - {field.name for field in fields(Conditions)}:
-        raise ValueError(f"the conditions have unknown fields {sorted(unknown)}")
-    return Conditions(**{f.name: _checked(data[f.name], f.name, f.type) for f in fields(Conditions)})
 
 
 def composed_entry(key: str, unit: str, terms: Iterable[tuple[str, int]], measured: Mapping[str, Any]) -> ComposedEntry:
@@ -437,7 +357,7 @@ def entry_json(entry: Entry | ComposedEntry) -> dict[str, Any]:
 
 def parse_entry(data: dict[str, Any]) -> Entry:
     """An entry from JSON; `ValueError`, `KeyError` or `TypeError` if it is not one."""
-    key, unit = (_checked(data[name], name, str) for name in ("key", "unit"))
+    key, unit = (checked(data[name], name, str) for name in ("key", "unit"))
     gains = tuple(_number(value, "a sample") for value in data["samples_ms"])
     entry = Entry(key, unit, Measurement(gains))
     _time_ms(entry.latency_ms, "the median of the samples")
@@ -461,8 +381,8 @@ def _parse_entries(rows: Any) -> dict[str, Entry | ComposedEntry]:
     for row in rows:
         if "terms" not in row:
             continue
-        key, unit = (_checked(row[name], name, str) for name in ("key", "unit"))
-        terms = [(term, _checked(factor, "a factor", int)) for term, factor in row["terms"].items()]
+        key, unit = (checked(row[name], name, str) for name in ("key", "unit"))
+        terms = [(term, checked(factor, "a factor", int)) for term, factor in row["terms"].items()]
         if missing := [term for term, _ in terms if term not in measured]:
             raise ValueError(f"the entry of {unit} is composed of {missing[0]}, which is not there")
         entries[key] = composed_entry(key, unit, terms, measured)
@@ -483,12 +403,12 @@ def _network_json(network: WholeNetwork) -> dict[str, Any]:
 
 def _parse_network(data: dict[str, Any]) -> WholeNetwork:
     return WholeNetwork(
-        tuple(_checked(index, "an index", int) for index in data["encoding"]),
+        tuple(checked(index, "an index", int) for index in data["encoding"]),
         _time_ms(data["sum_ms"], "sum_ms"),
-        _checked(data["parameters"], "parameters", int),
+        checked(data["parameters"], "parameters", int),
         Measurement(_samples(data["measured_ms"], least=1)),
         Measurement(_samples(data["repeated_ms"], least=0)),
-        _checked(data["held_out"], "held_out", bool),
+        checked(data["held_out"], "held_out", bool),
     )
 
 
@@ -502,7 +422,7 @@ def guideline_json(timing: GuidelineTiming) -> dict[str, Any]:
 
 
 def parse_guideline(data: dict[str, Any]) -> GuidelineTiming:
-    case = Case(**{f.name: _checked(data[f.name], f.name, f.type) for f in fields(Case)})
+    case = Case(**{f.name: checked(data[f.name], f.name, f.type) for f in fields(Case)})
     return GuidelineTiming(case, Measurement(_samples(data["samples_ms"], least=1)))
 
 
@@ -522,7 +442,7 @@ def _parse_memory(data: dict[str, Any]) -> Memory:
 
 def _parse_memory_network(data: dict[str, Any]) -> MemoryNetwork:
     def positive(value: Any, name: str) -> int:
-        if _checked(value, name, int) <= 0:
+        if checked(value, name, int) <= 0:
             raise ValueError(f"{name} is {value!r} bytes, which no measurement gives")
         return value
 
@@ -530,11 +450,11 @@ def _parse_memory_network(data: dict[str, Any]) -> MemoryNetwork:
     if not samples:
         raise ValueError("there are no samples of memory")
     return MemoryNetwork(
-        tuple(_checked(index, "an index", int) for index in data["encoding"]),
+        tuple(checked(index, "an index", int) for index in data["encoding"]),
         positive(data["model_bytes"], "model_bytes"),
         positive(data["working_bytes"], "working_bytes"),
         samples,
-        _checked(data["held_out"], "held_out", bool),
+        checked(data["held_out"], "held_out", bool),
     )
 
 
@@ -544,12 +464,12 @@ def _board_lines(boards: Sequence[Relation]) -> list[str]:
 
 def _parse_board(data: dict[str, Any]) -> Relation:
     return Relation(
-        _checked(data["board"], "board", str),
+        checked(data["board"], "board", str),
         _time_ms(data["factor"], "factor"),
         _number(data["scatter"], "scatter"),
         _samples(data["networks_ms"], least=0),
-        _checked(data["timed"], "timed", int),
-        _checked(data["left_out"], "left_out", str),
+        checked(data["timed"], "timed", int),
+        checked(data["left_out"], "left_out", str),
     )
 
 
@@ -569,12 +489,6 @@ def _number(value: Any, name: str) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}, which is no number")
     return float(value)
-
-
-def _checked(value: Any, name: str, kind: Any) -> Any:
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        raise ValueError(f"{name} is {value!r}, which is no {kind.__name__}")
-    return value
 
 
 def _refuse_constant(text: str) -> Any:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from hwnas.conditions import profile_command
 from hwnas.errors import HwnasError
 from hwnas.evolution import Limit
-from hwnas.latency import LatencyTable, Prediction, profile_command
+from hwnas.latency import LatencyTable, Prediction
 from hwnas.memory import MEGABYTE
 from hwnas.model_size import model_bytes
 from hwnas.network import Network

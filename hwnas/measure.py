@@ -442,7 +442,7 @@ def resident_bytes(name):
 
 
 def conditions(runtime):
-    """What and where this is; see `hwnas.latency.Conditions`."""
+    """What and where this is; see `hwnas.conditions.Conditions`."""
     return {
         "chip": runtime.chip or chip(),
         "cores": len(CORES),

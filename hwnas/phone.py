@@ -274,7 +274,7 @@ class PhoneMachine(measure.Machine):
 
 
 def conditions(phone: Phone) -> dict[str, Any]:
-    """What and where this is; see `hwnas.latency.Conditions`."""
+    """What and where this is; see `hwnas.conditions.Conditions`."""
     seen = phone.look()
     phone.check_runner(seen)
     return {

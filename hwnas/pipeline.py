@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hwnas.conditions import profile_command
 from hwnas.errors import HwnasError
 from hwnas.guideline_prior import check_setting, sampler_weights
-from hwnas.latency import LatencyTable, Measurement, Prediction, profile_command
+from hwnas.latency import LatencyTable, Measurement, Prediction
 from hwnas.network import macs, parameters
 from hwnas.runs import Candidate, Compared, HeldOut, Proof, Requirement, RunResult, write_text
 from hwnas.space import Architecture, lower

@@ -157,7 +157,7 @@ class RunResult:
         baselines: further rows of the comparison; empty without `--baselines`.
         seconds: wall time of each stage that ran, by name.
         held_out: how well the predictor did that guided the search; without one there is none.
-        origin: of the latency table, see `latency.Conditions`.
+        origin: of the latency table, see `conditions.Conditions`.
     """
 
     space: str

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from hwnas.conditions import Conditions, profile_command
 from hwnas.errors import HwnasError
-from hwnas.latency import Conditions, LatencyTable, load_table, profile_command
+from hwnas.latency import LatencyTable, load_table
 from hwnas.profiling import covers
 from hwnas.space import SearchSpace
 from hwnas.space_toml import shipped_folder

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas import processes
+from hwnas.conditions import check_origin
 from hwnas.errors import HwnasError
 from hwnas.event_log import EventLog
-from hwnas.latency import LatencyTable, check_origin, load_table, table_path
+from hwnas.latency import LatencyTable, load_table, table_path
 from hwnas.methods import Draw, check_paths, method
 from hwnas.runs import write_text
 from hwnas.space import SearchSpace

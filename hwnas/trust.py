@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas import side_by_side
+from hwnas.conditions import profile_command
 from hwnas.errors import HwnasError
-from hwnas.latency import LatencyTable, load_table, matching_table, profile_command, table_path
+from hwnas.latency import LatencyTable, load_table, matching_table, table_path
 from hwnas.network import macs
 from hwnas.ranking import RankCorrelation, best_third, rank_correlation
 from hwnas.runs import write_text

@@ -20,9 +20,10 @@ import pytest
 from benchmarks.arm64_userland import default_folder, python_of
 from benchmarks.loopback import NoServerError, running_sshd
 from hwnas import devices, profiling, whole_networks
+from hwnas.conditions import check_origin
 from hwnas.devices import Device, Timing, facts_of, line_to
 from hwnas.errors import HwnasError
-from hwnas.latency import check_origin, load_table
+from hwnas.latency import load_table
 from hwnas.onnx_model import random_weights, to_onnx
 from hwnas.opening import open_device
 from hwnas.profiling import keys_of

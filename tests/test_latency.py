@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from hwnas.calibration import Calibration, Measurement, WholeNetwork, calibrate, upper_ratio_of
+from hwnas.conditions import Conditions
 from hwnas.errors import HwnasError
 from hwnas.experiments import GuidelineTiming, all_cases
-from hwnas.latency import ComposedEntry, Conditions, Entry, LatencyTable, composed_entry, load_table, table_path
+from hwnas.latency import ComposedEntry, Entry, LatencyTable, composed_entry, load_table, table_path
 from hwnas.line import Line
 from hwnas.memory import Memory, MemoryNetwork
 from hwnas.network import macs, parameters, unit_key

@@ -48,6 +48,7 @@ FLOORS = {
     "dense_depthwise": 3,
     "jax_layers": 3,
     "jax_network": 3,
+    "conditions": 2,
     "latency": 3,
     "line": 3,
     "linear_model": 3,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from hwnas.calibration import Calibration, Measurement
+from hwnas.conditions import Conditions
 from hwnas.errors import HwnasError
-from hwnas.latency import Conditions, Entry, LatencyTable
+from hwnas.latency import Entry, LatencyTable
 from hwnas.line import Line
 from hwnas.lookup import BLOCK, array_predictor
 from hwnas.network import unit_key

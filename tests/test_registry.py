@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from hwnas import devices, opening, registry, stages
+from hwnas.conditions import Conditions, profile_command
 from hwnas.doctor import findings
 from hwnas.errors import HwnasError
-from hwnas.latency import Conditions, profile_command
 from hwnas.registry import Entry, read, store
 from hwnas.runtimes import GPU_RUNTIMES, RUNTIMES
 

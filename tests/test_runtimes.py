@@ -19,9 +19,9 @@ import pytest
 from ways import WAYS
 
 from hwnas import measure, runtime_onnxruntime, runtimes
+from hwnas.conditions import Conditions
 from hwnas.devices import Device, MemoryNotShownError, Timing
 from hwnas.errors import DeviceError, HwnasError
-from hwnas.latency import Conditions
 from hwnas.lines import Line
 from hwnas.network import BatchNorm, Network, NetworkBuilder
 from hwnas.onnx_model import random_weights, to_onnx
