@@ -7,6 +7,7 @@ own. The shell is mksh with toybox, as on Android, where they are installed.
 
 import os
 import queue
+import secrets
 import shutil
 import signal
 import socket
@@ -156,7 +157,6 @@ class Daemon:
         self.root, self.authorised, self.deaf, self.disk_bytes = root, True, False, 1 << 30
         self.spoil: bytes | None = None
         self.pushed: list[str] = []
-        self.shells: list[subprocess.Popen[bytes]] = []
         self.port = 0
         self._links: list[socket.socket] = []
         programs = root / "bin"
@@ -169,7 +169,8 @@ class Daemon:
             for name in APPLETS:
                 (programs / name).symlink_to(toybox)
         self.shell = shutil.which("mksh") or "/bin/sh"
-        self.environment = {"PATH": f"{programs}:{os.environ['PATH']}", **environment}
+        self.mark = secrets.token_hex(8)
+        self.environment = {"PATH": f"{programs}:{os.environ['PATH']}", **environment, "TEST_PHONE": self.mark}
         self.plug()
 
     def program(self, name: str, script: str) -> None:
@@ -206,13 +207,11 @@ class Daemon:
 
     @property
     def running(self) -> list[int]:
-        """The shells that have not ended, and what they started."""
-        sessions = {child.pid for child in self.shells}
+        """The shells that have not ended, and what they started: known by a word in their environment."""
         found = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
+        for path in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
-                words = path.read_text().rpartition(")")[2].split()
-                if int(words[3]) in sessions and words[0] not in "ZX":
+                if self.mark.encode() in path.read_bytes():
                     found.append(int(path.parent.name))
         return found
 
@@ -224,7 +223,6 @@ class Daemon:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             cwd=self.root, env=self.environment, start_new_session=True,
         )  # fmt: skip
-        self.shells.append(child)
         stream.child = child
         if not stream.is_open:
             stream.end()

