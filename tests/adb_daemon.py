@@ -33,6 +33,11 @@ def command(word: str) -> int:
     return int.from_bytes(word.encode(), "little")
 
 
+def hears_hang_up() -> None:
+    """As on a phone, also where the tests run under `nohup`: what a shell finds ignored it can never trap."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Stream:
     """One service that a client has opened."""
 
@@ -221,7 +226,7 @@ class Daemon:
         child = subprocess.Popen(
             [self.shell, "-c", self.here(words)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=self.root, env=self.environment, start_new_session=True,
+            cwd=self.root, env=self.environment, start_new_session=True, preexec_fn=hears_hang_up,
         )  # fmt: skip
         stream.child = child
         if not stream.is_open:
