@@ -20,7 +20,7 @@ import numpy as np
 
 from hwnas.adb import AdbLine
 from hwnas.calibration import Measurement
-from hwnas.conditions import Conditions
+from hwnas.conditions import Conditions, usual_batch
 from hwnas.errors import DeviceError, DeviceLostError, HwnasError
 from hwnas.lines import Line, Tries, one_line
 from hwnas.registry import LOCAL, Entry, registered
@@ -431,9 +431,9 @@ def threads_of(name: str, asked: int | None) -> int:
 
 
 def batch_of(name: str, asked: int | None) -> int:
-    """The images a run that are asked for, or else those of the ShuffleNet V2 paper: 8 on a GPU, 1 on a processor."""
+    """The images a run that are asked for, or else the usual ones of what runs the models."""
     entry = entry_of(name)
-    return asked or (8 if (boards_of(entry) or [entry])[0].runtime in GPU_RUNTIMES else 1)
+    return asked or usual_batch((boards_of(entry) or [entry])[0].runtime in GPU_RUNTIMES)
 
 
 def line_to(entry: Entry) -> Line:
