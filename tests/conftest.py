@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import steady
 
+from benchmarks.loopback import Board, NoServerError, running_sshd
 from hwnas.cli import main
 
 TINY = """
@@ -88,6 +89,16 @@ def make_home(folder: Path) -> Home:
     environment = os.environ | {"HWNAS_CACHE": str(folder / "cache"), "NO_COLOR": "1", "COLUMNS": "100"}
     environment.pop("HWNAS_TABLES", None)
     return Home(folder, environment)
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """This machine as a board, behind a real sshd on the loopback; skips where there is none."""
+    try:
+        with running_sshd(tmp_path_factory.mktemp("sshd")) as started:
+            yield started
+    except NoServerError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks.arm64_userland import default_folder, python_of
-from benchmarks.loopback import NoServerError, running_sshd
+from benchmarks.loopback import Board
 from hwnas import devices, profiling, whole_networks
 from hwnas.conditions import check_origin
 from hwnas.devices import Device, Timing, facts_of, line_to
@@ -35,18 +35,14 @@ ONCE = Timing(rounds=1, patience_s=0.0, agreeing=1, sample_ms=0.0, least_runs=1,
 
 
 @pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
+def entry(board: Board) -> Entry:
     if not (default_folder() / "done").exists() or not shutil.which("qemu-aarch64-static"):
         pytest.skip("no arm64 user land: apt-get install qemu-user-static; python benchmarks/arm64_userland.py")
-    try:
-        with running_sshd(tmp_path_factory.mktemp("sshd")) as board:
-            yield board.entry("arm-emulated", python=python_of(default_folder() / "root"))
-    except NoServerError as error:
-        pytest.skip(str(error))
+    return board.entry("arm-emulated", python=python_of(default_folder() / "root"))
 
 
 @pytest.fixture(scope="module")
-def board(entry: Entry) -> Iterator[Device]:
+def emulated(entry: Entry) -> Iterator[Device]:
     with Device(entry.name, line_to(entry)) as opened:
         yield opened
 
@@ -76,11 +72,11 @@ def models(precision: str) -> list[bytes]:
     return [to_onnx(n, random_weights(n, 0), precision=precision).SerializeToString() for n in networks]
 
 
-def test_it_says_that_it_is_emulated_and_is_refused_where_a_real_one_is_asked_for(entry: Entry, board: Device):
+def test_it_says_that_it_is_emulated_and_is_refused_where_a_real_one_is_asked_for(entry: Entry, emulated: Device):
     facts = facts_of(entry)
     assert facts["emulated"]
     assert facts["system"].endswith("aarch64")
-    conditions = board.conditions()
+    conditions = emulated.conditions()
     assert (conditions.origin, conditions.runtime, conditions.chip) == (
         "emulated", "ONNX Runtime CPU", "aarch64 in QEMU"
     )  # fmt: skip
@@ -89,25 +85,25 @@ def test_it_says_that_it_is_emulated_and_is_refused_where_a_real_one_is_asked_fo
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_what_networks_compute_there_agrees_with_this_machine(board: Device, precision: str):
+def test_what_networks_compute_there_agrees_with_this_machine(emulated: Device, precision: str):
     with open_device("cpu") as cpu:
         for model in models(precision):
-            (there,), (here,) = board.outputs(model), cpu.outputs(model)
+            (there,), (here,) = emulated.outputs(model), cpu.outputs(model)
             limit = 1e-4 if precision == "fp32" else 0.05
             assert np.abs(there - here).max() <= limit * np.abs(here).max()
 
 
-def test_networks_are_timed_there(board: Device):
+def test_networks_are_timed_there(emulated: Device):
     content = models("fp32")
-    found = dict(board.measure(content, ONCE))
+    found = dict(emulated.measure(content, ONCE))
     assert found.keys() == {0, 1}
     assert found[1].minimum_ms > found[0].minimum_ms > 0
 
 
 def test_a_profile_whose_line_is_cut_at_twenty_random_moments_ends_with_a_table_that_a_search_refuses(
-    entry: Entry, board: Device, hwnas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entry: Entry, emulated: Device, hwnas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    board.close()  # it holds the processors
+    emulated.close()  # it holds the processors
     monkeypatch.setattr(profiling, "TIMING", ONCE)
     monkeypatch.setattr(whole_networks, "TIMING", ONCE)
     monkeypatch.setattr(devices, "ATTEMPTS", 1)

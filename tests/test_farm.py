@@ -6,7 +6,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from simulated import SimulatedDevice, SimulatedMachine
 from test_profiling import SPACE
 from test_ssh import ENDLESS, model, until
 
-from benchmarks.loopback import Board, NoServerError, running_sshd
+from benchmarks.loopback import Board
 from hwnas import farm as farms
 from hwnas import lines, memory_profiling
 from hwnas.devices import Device, Timing, boards_of, line_to
@@ -160,15 +160,6 @@ def test_a_table_from_a_farm_says_who_measured_it(tmp_path: Path):
 # ---- boards behind an sshd ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    try:
-        with running_sshd(tmp_path_factory.mktemp("sshd")) as started:
-            yield started
-    except NoServerError as error:
-        pytest.skip(str(error))
-
-
 class Lab:
     """Boards of this machine in a registry of their own, each of which can be taken from the network."""
 
@@ -197,12 +188,12 @@ class Lab:
 
 
 @pytest.fixture
-def lab(server: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+def lab(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setenv("HWNAS_CONFIG", str(tmp_path / "hwnas.toml"))
     monkeypatch.setattr(lines, "PAUSE_S", 0.05)
     monkeypatch.setattr(memory_profiling, "FITTED", 4)
     monkeypatch.setattr(memory_profiling, "HELD_OUT", 4)
-    return Lab(server)
+    return Lab(board)
 
 
 def test_a_board_lost_in_the_middle_costs_what_it_was_timing_and_is_named(lab: Lab, tmp_path: Path):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.loopback import Board, NoServerError, running_sshd
+from benchmarks.loopback import Board
 from hwnas import lines, ssh
 from hwnas.devices import Device, Timing, line_to
 from hwnas.errors import DeviceError, DeviceLostError, UnfitDeviceError
@@ -39,15 +39,6 @@ def model(channels: int = 8) -> bytes:
         x = b.conv_bn(b.input, channels, kernel=3, activation="relu")
     network = b.build(x)
     return to_onnx(network, random_weights(network, 0)).SerializeToString()
-
-
-@pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    try:
-        with running_sshd(tmp_path_factory.mktemp("sshd")) as started:
-            yield started
-    except NoServerError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
