@@ -17,7 +17,7 @@ import pytest
 import steady
 
 from hwnas import profiling
-from hwnas.chains import chain_of, copies_of, host_of
+from hwnas.chains import chain_of, copies_of, host_of, network_of
 from hwnas.composition import is_timed
 from hwnas.devices import Device
 from hwnas.errors import HwnasError
@@ -294,6 +294,20 @@ def test_every_chain_is_its_host_and_the_unit():
         host = [unit_key(unit) for unit in network_at(space, host_of(space, place)).units] if place.stage > 1 else []
         copies = copies_of(place)
         assert sorted(units) == sorted([*host, *[alone] * copies])
+
+
+def test_no_chain_with_the_stem_ends_with_a_large_map_that_the_runtime_would_lay_out_for_the_user():
+    space = load_space("shufflenet-tiny")
+    with_stem = 0
+    for place in list(places_of(space))[::20]:
+        for chain in filter(None, (chain_of(space, place), host_of(space, place))):
+            network, plain = network_of(space, chain), network_at(space, chain)
+            if chain[0].stage == 1:
+                with_stem += 1
+                assert network.outputs[0].shape == (plain.outputs[0].shape[0], 1, 1)
+            else:
+                assert network == plain
+    assert with_stem > 10
 
 
 def test_stage_and_shapes_of_a_chain_are_those_of_the_network():
