@@ -34,6 +34,8 @@ from hwnas.registry import Entry, store
 
 QUICK = Timing(rounds=2, patience_s=0.0, agreeing=1, sample_ms=0.05, least_runs=2, timeout_s=60)
 ENDLESS = Timing(rounds=10**9, patience_s=1e9, agreeing=10**9, timeout_s=60)
+SLACK_S = 25.0
+"""How much later than its time-out a phone may be lost on a busy machine: less than the other limits of the line."""
 RUNNER, USERLAND = Path(native_runner.__file__), default_folder()
 CORES = sorted(os.sched_getaffinity(0))
 PROPERTIES = {
@@ -43,8 +45,8 @@ PROPERTIES = {
 }  # fmt: skip
 
 
-def model(channels: int = 8) -> bytes:
-    b = NetworkBuilder("test", (3, 8, 8))
+def model(channels: int = 8, side: int = 8) -> bytes:
+    b = NetworkBuilder("test", (3, side, side))
     with b.unit("stem"):
         x = b.conv_bn(b.input, channels, kernel=3, activation="relu")
     network = b.build(x)
@@ -70,7 +72,7 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -168,9 +170,10 @@ def test_a_phone_says_what_it_is_and_times_models_on_its_fastest_processor(
     assert conditions.runtime_version == perf_test.version_of([runner])
     assert (conditions.governor, conditions.origin) == ("walt", "measured")
     assert conditions.system.startswith("Android 14, Linux ")
-    results = dict(device.measure([model(8), model(256), model(16)], QUICK))
+    large = model(512, side=64)  # more than 2000 times the work of the others: no noise is as long
+    results = dict(device.measure([model(8), large, model(16)], QUICK))
     assert sorted(results) == [0, 1, 2]
-    assert results[1].minimum_ms > results[0].minimum_ms > 0
+    assert results[1].minimum_ms > max(results[0].minimum_ms, results[2].minimum_ms) > 0
     (facts,) = device.groups
     assert (facts.megahertz, facts.celsius, facts.load_average >= 0) == ((1800.0, 1800.0), 43.0, True)
     starts = [json.loads(line) for line in (tmp_path / "starts").read_text().splitlines()]
@@ -326,7 +329,7 @@ def test_a_phone_that_is_unplugged_for_good_ends_within_the_time_out_and_leaves_
     began = time.monotonic()
     with pytest.raises(DeviceLostError, match=r"was lost: .*what was finished is kept"):
         list(answers)
-    assert time.monotonic() - began < 60 + 5
+    assert time.monotonic() - began < 60 + SLACK_S
     until(lambda: not daemon.running)
 
 
@@ -341,7 +344,7 @@ def test_a_runner_that_hangs_is_given_up_within_the_time_out_and_ended(
     began = time.monotonic()
     with pytest.raises(DeviceLostError, match="has not answered for"):
         dict(device.measure([model()], Timing(timeout_s=3.0)))
-    assert time.monotonic() - began < 3.0 + 5.0
+    assert time.monotonic() - began < 3.0 + SLACK_S
     until(lambda: not daemon.running)
 
 
@@ -354,7 +357,7 @@ def test_a_phone_that_says_nothing_any_more_is_given_up_within_the_time_out(
     began = time.monotonic()
     with pytest.raises(DeviceLostError, match="has not answered for"):
         dict(device.measure([model()], Timing(timeout_s=2.0)))
-    assert time.monotonic() - began < 2.0 + 5.0
+    assert time.monotonic() - began < 2.0 + SLACK_S
 
 
 @pytest.mark.parametrize("text", [b"", b"garbage\n", b"core x most 7\n\nhwnas 0\n"])

@@ -158,7 +158,7 @@ def test_a_weight_that_is_missing_or_misshapen_makes_no_model(trained: Trained):
 
 
 def test_models_are_measured_in_the_order_in_which_they_were_given(trained: Trained):
-    models = [trained.model(), trained.model(batch=64)]
+    models = [trained.model(), trained.model(batch=256)]  # so much more work that no noise is as long
     with open_device("cpu") as cpu:
         small, large = measure_models(cpu, models, threads=1)
     assert min(len(small.samples_ms), len(large.samples_ms)) >= 3

@@ -65,7 +65,8 @@ def test_one_file_in_an_empty_folder_answers_requests_line_by_line(tmp_path):
     assert answers[3]["model"] == 0
     assert 1 <= len(answers[3]["samples_ms"]) <= 3
     assert answers[4]["done"] == 1
-    assert answers[4]["anchor_ms"] == pytest.approx(min(answers[4]["anchor_samples_ms"]), rel=1)
+    lower_decile = sorted(samples := answers[4]["anchor_samples_ms"])[len(samples) // 10]
+    assert answers[4]["anchor_ms"] == pytest.approx(lower_decile, rel=1e-5)
     assert answers[4].keys() >= {"before", "after", "waited_s"}
     assert "1000 threads were asked for" in answers[5]["error"]
     assert "JSONDecodeError" in answers[6]["error"]
@@ -103,13 +104,13 @@ def test_a_short_model_is_run_as_often_as_a_sample_takes_and_warmed_up_as_long_a
 
 def test_a_group_gives_samples_of_every_model_and_larger_models_take_longer(cpu):
     before = len(cpu.groups)
-    results = dict(cpu.measure([model(8, 8), model(64, 64)], QUICK))
+    results = dict(cpu.measure([model(8, 8), model(512, 64)], QUICK))  # 4000 times the work: no noise is as long
     assert sorted(results) == [0, 1]
-    assert all(1 <= len(measurement.samples_ms) <= 10 for measurement in results.values())
-    assert results[1].minimum_ms > 5 * results[0].minimum_ms > 0
+    assert all(measurement.samples_ms for measurement in results.values())
+    assert results[1].minimum_ms > results[0].minimum_ms > 0
     assert len(cpu.groups) == before + 1
     assert cpu.groups[-1].models == 2
-    assert 0 < cpu.anchor_ms <= cpu.groups[-1].anchor_ms.median_ms
+    assert 0 < cpu.anchor_ms <= (1 + 1e-5) * cpu.groups[-1].anchor_ms.median_ms  # which has six digits
 
 
 @pytest.mark.filterwarnings("error")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -224,18 +223,11 @@ def test_more_trials_are_added_to_the_study_until_the_space_is_searched_out(
     assert any("Every architecture of tiny" in note for note in notes)
 
 
-def test_a_budget_that_binds_is_kept_as_measured_or_the_failure_is_said(
-    here: Home, found: dict[str, Any], tmp_path: Path
-):
+def test_a_budget_that_binds_is_kept_as_measured(here: Home, found: dict[str, Any], tmp_path: Path):
     job, table = tiny_job(here, copied_runs(here, tmp_path)), load_table(here.table)
     predict = table.predictor(job.space)
     budget_ms = (predict(job.space.smallest).upper_ms + predict(job.space.largest).upper_ms) / 2
-    try:
-        folder, result = find(job, Plan(budget_ms, trials=4))
-    except HwnasError as error:  # a machine so busy that everything is slower than the table says
-        if re.search("keeps the budget|The fastest architecture of tiny needs", str(error)):
-            return
-        raise
+    folder, result = find(job, Plan(budget_ms, trials=4))
     assert result.binds
     assert result.proof.measured.median_ms <= budget_ms
     assert all(candidate.upper_ms <= budget_ms for candidate in result.scored)

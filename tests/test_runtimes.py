@@ -44,8 +44,8 @@ def onnx_of(network: Network, batch: int = 1) -> bytes:
     return to_onnx(network, random_weights(network, 3), batch=batch).SerializeToString()
 
 
-def convolution(channels: int) -> bytes:
-    b = NetworkBuilder("convolution", (3, 16, 16))
+def convolution(channels: int, side: int = 16) -> bytes:
+    b = NetworkBuilder("convolution", (3, side, side))
     with b.unit("stem"):
         x = b.conv_bn(b.input, channels, kernel=3, activation="relu")
     return onnx_of(b.build(x))
@@ -129,13 +129,12 @@ def test_a_model_needs_memory_or_the_runtime_does_not_show_it(way: Device):
     assert len(way.outputs(convolution(4))) == 1
 
 
-def test_times_are_positive_repeat_and_grow_with_the_work(way: Device):
-    small, large = convolution(4), convolution(512)
-    times_ms = {index: found.minimum_ms for index, found in way.measure([small, large, large], QUICK)}
-    assert times_ms[0] > 0
-    assert times_ms[1] < 2 * times_ms[2] < 4 * times_ms[1]
+def test_times_are_positive_and_grow_with_the_work(way: Device):
+    small, large = convolution(4), convolution(512, side=64)  # 2000 times the work: no noise is as long
+    times_ms = {index: found.minimum_ms for index, found in way.measure([small, large, small], QUICK)}
+    assert min(times_ms[0], times_ms[2]) > 0
     if way.conditions().launch_ms == 0:  # to a GPU both are nothing
-        assert times_ms[1] > 2 * times_ms[0]
+        assert times_ms[1] > max(times_ms[0], times_ms[2])
     assert way.anchor_ms is not None
     assert way.anchor_ms > 0
 
