@@ -35,6 +35,10 @@ BENCHMARKS = {
     "score-speed": ("benchmarks.training_speed", "scoring candidates of shufflenet-32 against PyTorch"),
     "remote-overhead": ("benchmarks.remote", "milliseconds and wall time over ssh against the same here"),
     "remote-agreement": ("benchmarks.remote_agreement", "a latency table by ssh against two measured here, in turn"),
+    "bare-board": (
+        "benchmarks.bare_board",
+        "commands from a bare arm64 Debian, emulated, to the first entry of a table",
+    ),
     "kill-resume": ("benchmarks.kill_resume", "a training killed 30 times and resumed, and 400 flipped bits"),
     "gpu-training": ("benchmarks.gpu_training", "training on a GPU against PyTorch, the floors and idleness"),
     "main-job": ("benchmarks.main_job", "seconds of hwnas search --budget-ms 1 from nothing, and again"),
