@@ -57,12 +57,13 @@ def endless_batches(data: DataSet, batch_size: int) -> Iterator[Any]:
 # ---- ours --------------------------------------------------------------------------------------------------------
 
 
-def our_training(space: SearchSpace | None, batch_size: int) -> Work:
+def our_training(space: SearchSpace | None, batch_size: int, *, in_pieces: bool = False) -> Work:
     """A step of `hwnas.training`, of the supernet or of ShuffleNet V2 1x."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
+    from hwnas.jax_layers import Form
     from hwnas.jax_network import FixedNetwork
     from hwnas.supernet import Supernet
     from hwnas.training import Recipe, prepare_process, start_state, training_step
@@ -73,9 +74,9 @@ def our_training(space: SearchSpace | None, batch_size: int) -> Work:
     if space is None:
         model = FixedNetwork(network_1x(), rngs=nnx.Rngs(0))
     else:
-        model = Supernet(space, rngs=nnx.Rngs(0))
-    graph, state = start_state(model, recipe)
-    step, batches, key = training_step(graph, recipe, data), endless_batches(data, batch_size), jax.random.key(0)
+        model = Supernet(space, rngs=nnx.Rngs(0), form=Form(in_pieces=in_pieces))
+    _, state = start_state(model, recipe)
+    step, batches, key = training_step(model, recipe, data), endless_batches(data, batch_size), jax.random.key(0)
     number = 0
 
     def work(codes: Sequence[Code]) -> float:
@@ -89,10 +90,11 @@ def our_training(space: SearchSpace | None, batch_size: int) -> Work:
     return work
 
 
-def our_scoring(space: SearchSpace | None, batch_size: int) -> Work:
+def our_scoring(space: SearchSpace | None, batch_size: int, *, in_pieces: bool = False) -> Work:
     """`hwnas.scoring.Scorer` on a supernet with new weights."""
     from flax import nnx
 
+    from hwnas.jax_layers import Form
     from hwnas.scoring import Scorer
     from hwnas.supernet import Supernet
     from hwnas.training import prepare_process
@@ -101,7 +103,10 @@ def our_scoring(space: SearchSpace | None, batch_size: int) -> Work:
     prepare_process(Path(tempfile.mkdtemp(prefix="hwnas-compiled-")))
     data = noise_images()
     scorer = Scorer(
-        Supernet(space, rngs=nnx.Rngs(0)), data, calibration_images=CALIBRATION_IMAGES, batch_size=batch_size
+        Supernet(space, rngs=nnx.Rngs(0), form=Form(in_pieces=in_pieces)),
+        data,
+        calibration_images=CALIBRATION_IMAGES,
+        batch_size=batch_size,
     )
     return lambda codes: [scorer.accuracy(data.validation, code) for code in codes]
 

@@ -61,13 +61,13 @@ def our_cases() -> dict[str, tuple[int, Callable[[], Any]]]:
 
     def case(model: Any, batch: int, paths: int, many: int, options: dict[str, Any] | None = None) -> Callable[[], Any]:
         recipe = Recipe(epochs=1, batch_size=batch)
-        graph, state = start_state(model, recipe)
+        _, state = start_state(model, recipe)
         codes = np.array([space.encode(space.sample(rng)) for _ in range(max(paths, many))], np.int32)
         if many:
             state = jax.tree.map(lambda leaf: jnp.stack([leaf] * many), state)
-            step, codes = training_step_of_many(graph, recipe, data), codes[:, None]
+            step, codes = training_step_of_many(model, recipe, data), codes[:, None]
         else:
-            step, codes = training_step(graph, recipe, data), codes if paths else np.zeros((1, 0), np.int32)
+            step, codes = training_step(model, recipe, data), codes if paths else np.zeros((1, 0), np.int32)
         images, labels = next(data.train.batches(batch, seed=0)).divided(max(paths, 1))
         rest = jax.random.key(0), jnp.float32(0.01), images, labels, codes
 

@@ -70,11 +70,12 @@ def compile_steps(variants: list[Variant], space: SearchSpace, data: DataSet) ->
     def compile_step(shape: tuple[bool, int, int]) -> None:
         distils, paths, batch_size = shape
         recipe = Recipe(1, batch_size)
-        graph, state = start_state(Supernet(space, rngs=nnx.Rngs(0)), recipe)
+        model = Supernet(space, rngs=nnx.Rngs(0))
+        _, state = start_state(model, recipe)
         images, labels = next(data.train.batches(batch_size, seed=0)).divided(1 if distils else paths)
         codes = np.zeros((paths, len(space.radices)), np.int32)
         rest = jax.random.key(0), 0.1, images, labels, codes
-        training_step(graph, recipe, data, distils=distils).lower(*state, *rest).compile()
+        training_step(model, recipe, data, distils=distils).lower(*state, *rest).compile()
 
     shapes = dict.fromkeys((METHODS[one.method].distils, one.paths, one.batch_size) for one in variants)
     with ThreadPoolExecutor(8) as pool:

@@ -34,19 +34,32 @@ class Form:
             norms and the logits are float32 in any case.
         control_flow: loops and branches, so that what is not chosen is not computed; else all of it is, and what was
             not chosen is left out of the result.
+        in_pieces: of a supernet alone, on one device: it is not one program but hundreds, for all widths there are,
+            and runs those that an architecture needs (`sliced_supernet.py`). They are quicker, but take minutes to
+            compile, spread over the first steps.
     """
 
     dtype: str = "float32"
     control_flow: bool = True
+    in_pieces: bool = False
 
 
 CPU_FORM = Form()
+LONG_CPU_FORM = Form(in_pieces=True)
+LONG_WORK_IMAGES = 100_000
+"""From so many images on, trained in a supernet, a CPU has gained more by `LONG_CPU_FORM` than its compiling took
+(`python -m benchmarks long-form` tells both)."""
 ACCELERATOR_FORM = Form(dtype="bfloat16", control_flow=False)
 
 
-def native_form() -> Form:
-    """The fastest form for the devices that JAX uses in this process."""
-    return CPU_FORM if jax.default_backend() == "cpu" else ACCELERATOR_FORM
+def native_form(images: int = 0) -> Form:
+    """The fastest form for the devices that JAX uses in this process, to train a supernet on so many images.
+
+    Several devices that share the images of a path take one program.
+    """
+    if jax.default_backend() != "cpu":
+        return ACCELERATOR_FORM
+    return LONG_CPU_FORM if images >= LONG_WORK_IMAGES and jax.device_count() == 1 else CPU_FORM
 
 
 GPU_COMPILER = {"xla_gpu_enable_triton_gemm": False}

@@ -217,6 +217,25 @@ def _depthwise_forward(sides, stride, x, kernel, choice):
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+# ---- matrix products ---------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def whole_product_rows(kernel: Array, x: Array) -> Array:
+    """A 1x1 convolution `[in, out]` of x `[in, H, W, N]`."""
+    kernel = lax.optimization_barrier(kernel.T)  # a product that transposes it takes twice as long
+    return (kernel @ x.reshape(x.shape[0], -1)).reshape(-1, *x.shape[1:])
+
+
+def _whole_product_backward(saved, g):
+    kernel, x = saved
+    flat, g = x.reshape(x.shape[0], -1), g.reshape(g.shape[0], -1)
+    return flat @ g.T, (kernel @ g).reshape(x.shape)
+
+
+whole_product_rows.defvjp(lambda kernel, x: (whole_product_rows(kernel, x), (kernel, x)), _whole_product_backward)
+
+
 # ---- as many channels as there are -------------------------------------------------------------------------------
 
 Sizes = tuple[tuple[int, int], ...]

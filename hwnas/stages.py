@@ -292,6 +292,7 @@ def trained_supernet(job: Job, table: LatencyTable | None = None) -> tuple[Path,
     """
     from flax import nnx
 
+    from hwnas.jax_layers import native_form
     from hwnas.supernet import Supernet
     from hwnas.supernet_file import file_facts, read_supernet, supernet_path, write_supernet
     from hwnas.training import train
@@ -300,22 +301,24 @@ def trained_supernet(job: Job, table: LatencyTable | None = None) -> tuple[Path,
     folder = supernet_folder(job, recipe)
     if job.supernet:
         return folder, read_supernet(Path(job.supernet), job.space, job.data.classes)
-    start = read_supernet(supernet_path(job.start), job.space, job.data.classes) if job.start else None
-    paths = how.sampler(job.space, draw_within(job, table), job.seed, check_paths(how, job.paths))
+    count = check_paths(how, job.paths)
+    form = native_form(recipe.epochs * len(job.data.train) * (count if how.distils else 1))
+    start = read_supernet(supernet_path(job.start), job.space, job.data.classes, form) if job.start else None
+    paths = how.sampler(job.space, draw_within(job, table), job.seed, count)
     limit = "" if job.within_ms is None else f" within {job.within_ms:g} ms"
     job.listener.stage(
         f"Training the supernet of {job.space.name}{limit} on {job.data.name} by {how.name}, {recipe.epochs} epochs"
     )
     facts = {"space": job.space.name, "data": job.data.name, "data_fingerprint": job.data.fingerprint}
     facts |= {"recipe": asdict(recipe), "seed": job.seed, "method": how.name, "source": how.source}
-    facts |= {"paths": check_paths(how, job.paths), "within_ms": job.within_ms}
+    facts |= {"paths": count, "within_ms": job.within_ms}
     if job.start:
         begun = file_facts(supernet_path(job.start)) | {"supernet": Path(job.start).name}
         facts |= {"start": begun | {"sha256": stated_digest(supernet_path(job.start))}}
     write_text(folder / "supernet.json", json.dumps(facts | {"settings": settings_of(job)}, indent=1))
     with step_listener(job, folder / "events") as on_step:
         model = train(
-            start or Supernet(job.space, rngs=nnx.Rngs(job.seed)),
+            start or Supernet(job.space, rngs=nnx.Rngs(job.seed), form=form),
             job.data,
             recipe,
             folder / "checkpoints",

@@ -19,6 +19,7 @@ from hwnas.space import SearchSpace
 from hwnas.space_toml import shipped_folder
 
 if TYPE_CHECKING:
+    from hwnas.jax_layers import Form
     from hwnas.supernet import Supernet
 
 FORMAT = "hwnas supernet 1"
@@ -62,8 +63,8 @@ def write_supernet(path: Path, supernet: "Supernet", facts: dict[str, Any]) -> N
     write_bytes(path, save(arrays, metadata | {"sha256": _digest(metadata, arrays)}))
 
 
-def read_supernet(path: Path, space: SearchSpace, classes: Sequence[str]) -> "Supernet":
-    """The supernet of a file that was made of this space for data of these classes.
+def read_supernet(path: Path, space: SearchSpace, classes: Sequence[str], form: "Form | None" = None) -> "Supernet":
+    """The supernet of a file that was made of this space for data of these classes, in a form as of `Supernet`.
 
     Raises:
         HwnasError: the file cannot be read, is no supernet, or is one of another space or of other classes.
@@ -74,7 +75,7 @@ def read_supernet(path: Path, space: SearchSpace, classes: Sequence[str]) -> "Su
     from hwnas.supernet import Supernet
 
     arrays = check_supernet(path, space, classes)
-    graph, state = nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)
+    graph, state = nnx.split(Supernet(space, rngs=nnx.Rngs(0), form=form), nnx.Param)
     leaves = []
     for name, leaf in _named_leaves(state):
         found = arrays.get(name, np.zeros(leaf.shape if not leaf.size else 0, np.float16))  # empty ones are left out

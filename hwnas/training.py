@@ -17,19 +17,18 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from hwnas import processes
 from hwnas.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from hwnas.data import DataSet, augment
+from hwnas.data import DataSet
 from hwnas.errors import HwnasError
-from hwnas.jax_layers import compiled
 from hwnas.jax_network import FixedNetwork
 from hwnas.methods import PathSampler, without_choice
 from hwnas.network_json import to_json
-from hwnas.scoring import Scorer, run
+from hwnas.scoring import Scorer
 from hwnas.spread import Spread, spread_of
+from hwnas.steps import Recipe, optimizer_of, training_step, training_step_of_many
 from hwnas.supernet import Supernet
 
 Model = TypeVar("Model", Supernet, FixedNetwork)
@@ -40,30 +39,8 @@ SCORING_SHARE = 0.03
 """Of the time of training, what the scoring of the watched architectures may take."""
 DIVERGED, DIVERGED_STEPS = 3.0, 50
 """Training has diverged when the mean loss of so many steps is so many times that of a guess, `log(classes)`."""
-ONE_DEVICE = Spread()
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's `mallopt`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to train: SGD with Nesterov momentum 0.9, a linear warm-up, then a cosine to zero.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step.
-        learning_rate: the highest one.
-        weight_decay: on kernels only, as in the ShuffleNet papers.
-        label_smoothing: as in the released ShuffleNet V2 code.
-        warm_up: the share of the steps in which the learning rate rises.
-    """
-
-    epochs: int
-    batch_size: int = 16
-    learning_rate: float = 0.05
-    weight_decay: float = 4e-5
-    label_smoothing: float = 0.1
-    warm_up: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +79,7 @@ def prepare_process(folder: Path) -> None:
     a step of the tiny supernet is 10 to 20 % slower).
     """
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -161,7 +138,7 @@ def train(
     return nnx.merge(
         graph,
         _weights_after(
-            training_step(graph, recipe, data, distils=distils, shared=shared),
+            training_step(model, recipe, data, distils=distils, shared=shared),
             state,
             data,
             recipe,
@@ -206,9 +183,10 @@ def train_many(
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in starts))
     graph, each, shared = starts[0][0], np.array(codes, np.int32)[:, None], spread_of(recipe.batch_size)
     _order("train many", models[0], recipe, folder, seed, codes=each[:, 0].tolist())
+    step = training_step_of_many(models[0], recipe, data, shared=shared)
     weights = _weights_after(
-        training_step_of_many(graph, recipe, data, shared=shared), state, data, recipe, folder, lambda step: each, seed,
-        on_step, shared, 1, images=recipe.batch_size * len(models), score=_Watch(graph, data, {}),
+        step, state, data, recipe, folder, lambda step: each, seed, on_step, shared, 1,
+        images=recipe.batch_size * len(models), score=_Watch(graph, data, {}),
     )  # fmt: skip
     return [nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], weights)) for i in range(len(models))]
 
@@ -292,7 +270,7 @@ def start_state(model: Model, recipe: Recipe) -> tuple[Any, Any]:
     """The graph of a network, and `(weights, moments)` to start from; the weights are copies."""
     graph, weights = nnx.split(model, nnx.Param)
     weights = jax.device_put(weights, may_alias=False)  # each step gives its input's memory away
-    return graph, (weights, jax.jit(_optimizer(recipe).init)(weights))
+    return graph, (weights, jax.jit(optimizer_of(recipe).init)(weights))
 
 
 def trained_already(model: Model, folder: Path) -> Model | None:
@@ -301,7 +279,7 @@ def trained_already(model: Model, folder: Path) -> Model | None:
     if found is None:
         return None
     graph, weights = nnx.split(model, nnx.Param)
-    moments = _optimizer(Recipe(epochs=1)).init(weights)  # their shapes are the same for all recipes
+    moments = optimizer_of(Recipe(epochs=1)).init(weights)  # their shapes are the same for all recipes
     return nnx.merge(graph, load_checkpoint(found[1], (weights, moments))[0])
 
 
@@ -398,102 +376,3 @@ def _learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
         return recipe.learning_rate * (1 + math.cos(math.pi * min(1.0, (done - rising) / falling))) / 2
 
     return rate
-
-
-def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """SGD without its learning rate, which is an argument of the step, so that no schedule compiles anew."""
-
-    def decays(weights):
-        # by name: the norms of a supernet's later units are stacked, and have two axes as kernels have
-        return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), weights)
-
-    return optax.chain(
-        optax.clip_by_global_norm(5.0),
-        optax.add_decayed_weights(recipe.weight_decay, mask=decays),
-        optax.trace(0.9, nesterov=True),
-    )
-
-
-def training_step(
-    graph: Any, recipe: Recipe, data: DataSet, *, distils: bool = False, shared: Spread = ONE_DEVICE
-) -> Any:
-    """The compiled step `(weights, moments, key, rate, images, labels, codes) -> (weights, moments, losses [P])`.
-
-    The gradients of the P paths are averaged. Each trains on its own part of the batch, images `[P, N, H, W, 3]` and
-    labels `[P, N]`; with `distils` each trains on all of it, `[1, N, ...]`, the first by the labels and the others by
-    what the first predicts. It compiles once: the codes are an array. Where the network has control flow, paths are
-    looped over, and parts small enough for the cache make a step on a CPU far quicker; where it has none, they are
-    computed together, since the parts would not fill an accelerator. Images and codes are those that `shared.images`
-    and `shared.told` made.
-    """
-    return _compiled(_step(graph, recipe, data, distils, shared), shared)
-
-
-def training_step_of_many(graph: Any, recipe: Recipe, data: DataSet, *, shared: Spread = ONE_DEVICE) -> Any:
-    """The compiled step of N networks that learn side by side from the same images, each by its own weights.
-
-    As `training_step` without `distils`, but weights and moments have a leading axis of N, the codes are
-    `[N, P, places]` and the losses `[N, P]`.
-    """
-    return _compiled(jax.vmap(_step(graph, recipe, data, False, shared), (0, 0, None, None, None, None, 0)), shared)
-
-
-def _compiled(step: Callable[..., Any], shared: Spread) -> Any:
-    def on_all_devices(weights, moments, key, rate, images, labels, codes):
-        return shared.same(step(weights, moments, key, rate, images, labels, shared.heard(codes)))
-
-    return compiled(on_all_devices, donated=(0, 1))
-
-
-def _step(graph: Any, recipe: Recipe, data: DataSet, distils: bool, shared: Spread) -> Callable[..., Any]:
-    optimizer = _optimizer(recipe)
-
-    def loss(weights, images, targets, code):
-        logits, _ = run(nnx.merge(graph, weights), images, code)
-        return optax.softmax_cross_entropy(logits, targets).mean(), logits
-
-    gradient_of = jax.value_and_grad(loss, has_aux=True)
-
-    def in_turn(weights, images, targets, codes):
-        """Gradients, summed over the paths, and losses; one path after the other."""
-        nothing = jax.tree.map(jnp.zeros_like, weights)
-
-        def one_path(total, images, targets, code):
-            (value, logits), gradient = gradient_of(weights, images, targets, code)
-            return jax.tree.map(jnp.add, total, gradient), value, logits
-
-        def part_of_batch(total, part):
-            return one_path(total, *part)[:2]
-
-        def whole_batch(carry, path):
-            index, code = path
-            total, value, logits = one_path(carry[0], images[0], carry[1], code)
-            return (total, jnp.where(index == 0, jax.nn.softmax(logits), carry[1])), value
-
-        if not distils:
-            return jax.lax.scan(part_of_batch, nothing, (images, targets, codes))
-        (gradient, _), losses = jax.lax.scan(whole_batch, (nothing, targets[0]), (jnp.arange(len(codes)), codes))
-        return gradient, losses
-
-    def at_once(weights, images, targets, codes):
-        """The same; all paths side by side, but for the one that teaches the others."""
-        if not distils:
-            (losses, _), gradients = jax.vmap(gradient_of, (None, 0, 0, 0))(weights, images, targets, codes)
-            return jax.tree.map(lambda leaf: leaf.sum(0), gradients), losses
-        (loss, logits), gradient = gradient_of(weights, images[0], targets[0], codes[0])
-        (losses, _), gradients = jax.vmap(gradient_of, (None, None, None, 0))(
-            weights, images[0], jax.nn.softmax(logits), codes[1:]
-        )
-        return jax.tree.map(lambda one, leaf: one + leaf.sum(0), gradient, gradients), jnp.append(loss, losses)
-
-    def step(weights, moments, key, rate, images, labels, codes):
-        images = augment(key, images, flip=data.flip, mean=data.mean, std=data.std)
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, len(data.classes)), recipe.label_smoothing)
-        images, targets, paths = shared.path_images(images), shared.path_images(targets), codes.shape[0]
-        of_paths = in_turn if nnx.merge(graph, weights).form.control_flow else at_once
-        gradient, losses = of_paths(weights, images, targets, codes)
-        gradient = jax.tree.map(lambda leaf: leaf / paths, gradient)
-        updates, moments = optimizer.update(gradient, moments, weights)
-        return jax.tree.map(lambda old, update: old - rate * update, weights, updates), moments, losses
-
-    return step

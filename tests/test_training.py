@@ -27,16 +27,9 @@ from hwnas.network import Network, NetworkBuilder
 from hwnas.scoring import Scorer
 from hwnas.space import lower
 from hwnas.space_toml import parse_space
+from hwnas.steps import Recipe, optimizer_of, training_step
 from hwnas.supernet import Supernet, slice_weights, with_weights
-from hwnas.training import (
-    Progress,
-    Recipe,
-    start_state,
-    train,
-    train_many,
-    trained_already,
-    training_step,
-)
+from hwnas.training import Progress, start_state, train, train_many, trained_already
 
 SPACE = parse_space("""
 name = "few choices"
@@ -229,7 +222,7 @@ def test_a_loss_that_is_no_number_stops_training_with_step_architecture_and_last
     assert found is not None
     assert f"The last good checkpoint is {found[1]}. Give a lower --learning-rate." in str(caught.value)
     weights = nnx.split(new_supernet(), nnx.Param)[1]
-    stored = load_checkpoint(found[1], (weights, training._optimizer(RECIPE).init(weights)))
+    stored = load_checkpoint(found[1], (weights, optimizer_of(RECIPE).init(weights)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(stored))
 
 
@@ -273,9 +266,9 @@ def test_the_checkpoint_of_another_network_is_refused(tmp_path: Path):
 
 def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
     data, rng = made_up_data(), Random(0)
-    graph, weights = nnx.split(new_supernet(), nnx.Param)
-    step = training_step(graph, RECIPE, data)
-    state, losses = (weights, training._optimizer(RECIPE).init(weights)), []
+    model = new_supernet()
+    weights, step = nnx.split(model, nnx.Param)[1], training_step(model, RECIPE, data)
+    state, losses = (weights, optimizer_of(RECIPE).init(weights)), []
     for number in range(40):
         (batch,) = data.train.batches(32, seed=number)
         codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
@@ -326,14 +319,14 @@ def test_after_the_first_step_and_the_first_score_a_process_compiles_nothing_wha
 
 @pytest.mark.parametrize("form", [Form(), Form(control_flow=False)], ids=["in turn", "together"])
 def test_each_path_takes_its_part_of_the_batch_and_the_gradients_are_averaged(form: Form):
-    graph, weights = nnx.split(FixedNetwork(small_network(), rngs=nnx.Rngs(0), form=form), nnx.Param)
-    weights = jax.tree.map(np.asarray, weights)
+    model = FixedNetwork(small_network(), rngs=nnx.Rngs(0), form=form)
+    weights = jax.tree.map(np.asarray, nnx.split(model, nnx.Param)[1])
     black = np.zeros((8, 8, 8, 3), np.uint8)  # whose augmentation is black, too
     labels = np.array([0, 0, 0, 0, 0, 1, 1, 2], np.int32)
     moments = []
     for paths in (1, 2):  # of a single network all paths are alike
-        step = training_step(graph, Recipe(epochs=1, weight_decay=0), made_up_data())
-        state = weights, training._optimizer(RECIPE).init(weights), jax.random.key(0), 0.1
+        step = training_step(model, Recipe(epochs=1, weight_decay=0), made_up_data())
+        state = weights, optimizer_of(RECIPE).init(weights), jax.random.key(0), 0.1
         batch = np.stack([black] * paths), np.stack([labels] * paths)
         moments.append(jax.tree.leaves(step(*state, *batch, np.zeros((paths, 0), np.int32))[1]))
     assert max(np.abs(leaf).max() for leaf in moments[0]) > 0.1
@@ -347,8 +340,8 @@ def test_paths_that_are_computed_together_give_the_gradients_of_paths_in_turn_al
     (batch,), rng, moments = data.train.batches(32, seed=0), Random(2), []
     codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
     for form in (Form(), Form(control_flow=False)):
-        graph, state = start_state(Supernet(SPACE, rngs=nnx.Rngs(0), form=form), RECIPE)
-        step = training_step(graph, RECIPE, data, distils=True)
+        model = Supernet(SPACE, rngs=nnx.Rngs(0), form=form)
+        step, (_, state) = training_step(model, RECIPE, data, distils=True), start_state(model, RECIPE)
         _, found, losses = step(*state, jax.random.key(0), 0.1, *batch.divided(1), codes)
         moments.append([losses, *jax.tree.leaves(found)])
     for in_turn, at_once in zip(*moments, strict=True):

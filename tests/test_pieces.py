@@ -1,0 +1,176 @@
+"""A supernet in pieces: it computes what one program computes, and compiles a fixed number of them."""
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import QUICK_COMPILE
+from flax import nnx
+from numpy_network import run_in_numpy
+from test_supernet import SMALL, TOLERANCE, architectures, difference, some_images, trial, unused_of
+from test_training import RECIPE, SPACE, made_up_data
+
+from hwnas import sliced_supernet
+from hwnas.jax_layers import CPU_FORM, LONG_CPU_FORM, LONG_WORK_IMAGES, native_form
+from hwnas.pieces import Survey, Tape
+from hwnas.scoring import Scorer
+from hwnas.sliced_units import SIZES, few_sizes
+from hwnas.space import Architecture
+from hwnas.steps import training_step
+from hwnas.supernet import Supernet
+from hwnas.training import start_state
+
+
+def weights_of_small() -> tuple[dict[str, Any], Any]:
+    return sliced_supernet.named(nnx.split(trial("small").supernet, nnx.Param)[1])
+
+
+def taped(architecture: Architecture, images: Any, statistics: Any = None, **options: Any) -> tuple[Tape, Any]:
+    """The small supernet, piece by piece: the tape and the logits."""
+    tape = Tape(weights_of_small()[0], statistics, **options)
+    return tape, sliced_supernet.logits(tape, SMALL, architecture, jnp.asarray(images))
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    found: list[str] = []
+
+    def count(event: str, duration_secs: float, **facts: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(str(facts.get("fun_name")))
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+# ---- agreement ---------------------------------------------------------------------------------------------------
+
+
+def test_pieces_give_the_logits_of_the_single_network_with_and_without_statistics():
+    images, others = some_images(SMALL, 16), some_images(SMALL, 16, seed=1)
+    for architecture in architectures(SMALL, 4, seed=11):
+        single = trial("small").single(architecture)
+        tape, logits = taped(architecture, others)
+        (expected,), statistics = run_in_numpy(*single, others)
+        assert difference(logits.array, expected) < TOLERANCE, architecture.to_json()
+        again, logits = taped(architecture, images, tape.used)
+        (expected,), _ = run_in_numpy(*single, images, statistics)
+        assert difference(logits.array, expected) < TOLERANCE, architecture.to_json()
+        jax.tree.map(np.testing.assert_array_equal, again.used, tape.used)
+
+
+def test_pieces_give_the_gradients_of_one_program_and_none_to_weights_that_an_architecture_does_not_use():
+    graph, weights = nnx.split(trial("small").supernet, nnx.Param)
+    images, targets = some_images(SMALL, 8), jax.nn.one_hot(np.arange(8) % 5, 5)
+
+    def loss(weights, code):
+        return -(jax.nn.log_softmax(nnx.merge(graph, weights)(images, code)[0]) * targets).sum(-1).mean()
+
+    whole = jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILE)
+    for architecture in architectures(SMALL, 3, seed=12):
+        tape, logits = taped(architecture, images, records=True)
+        own, tree = weights_of_small()
+        totals = {name: jnp.ones_like(weight) for name, weight in own.items()}  # what was there stays in the sum
+        tape.gradients(sliced_supernet.loss(tape, logits, targets), totals)
+        found = tree.unflatten([totals[name] - 1 for name in own])
+        expected = whole(weights, np.array(SMALL.encode(architecture), np.int32))
+        largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+        for one, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(
+                one, wanted, rtol=1e-3, atol=1e-5 * max(1, largest), err_msg=architecture.to_json()
+            )
+        assert (unused_of(found, architecture) == 0).all(), architecture.to_json()
+
+
+@pytest.mark.parametrize("distils", [False, True], ids=["labels", "a teacher"])
+def test_a_step_in_pieces_is_the_step_of_one_program(distils: bool):
+    data, rng, results = made_up_data(), Random(2), []
+    (batch,) = data.train.batches(32, seed=0)
+    codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
+    for form in (CPU_FORM, LONG_CPU_FORM):
+        model = Supernet(SPACE, rngs=nnx.Rngs(0), form=form)
+        _, state = start_state(model, RECIPE)
+        step = training_step(model, RECIPE, data, distils=distils)
+        results.append(
+            jax.tree.leaves(step(*state, jax.random.key(0), 0.1, *batch.divided(1 if distils else 4), codes))
+        )
+    for found, expected in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_scorer_in_pieces_tells_the_accuracy_and_the_logits_of_one_program():
+    data, rng = made_up_data(), Random(3)
+    supernet = Supernet(SPACE, rngs=nnx.Rngs(0), form=CPU_FORM)
+    one = Scorer(supernet, data)
+    in_pieces = Supernet(SPACE, rngs=nnx.Rngs(0), form=LONG_CPU_FORM)
+    other = Scorer(in_pieces, data, batch_size=one.batch_size)
+    for _ in range(5):
+        code = SPACE.encode(SPACE.sample(rng))
+        assert other.accuracy(data.validation, code) == one.accuracy(data.validation, code)
+        images = data.test.images
+        found, expected = (s.logits(images, s.statistics(code), code) for s in (other, one))
+        assert difference(found, expected) < TOLERANCE
+
+
+# ---- compiling ---------------------------------------------------------------------------------------------------
+
+
+def test_what_a_survey_has_compiled_is_all_that_a_step_compiles(compilations: list[str]):
+    data, survey, rng = made_up_data(), Survey(), Random(4)
+    model = Supernet(SPACE, rngs=nnx.Rngs(0), form=LONG_CPU_FORM)
+    own, _ = sliced_supernet.named(nnx.split(model, nnx.Param)[1])
+    images, targets = some_images(SPACE, 8), np.eye(3, dtype=np.float32)[data.train.labels[:8]]
+    code = SPACE.sample(rng)
+
+    def run(totals, **options):
+        tape = Tape(own, records=True, **options)
+        loss = sliced_supernet.loss(tape, sliced_supernet.logits(tape, SPACE, code, images), targets)
+        tape.gradients(loss, totals)
+
+    compilations.clear()
+    run(dict(own), call=survey)
+    assert compilations == []
+    survey.compile()
+    assert len(compilations) == len(survey) > 20
+    totals = {name: jnp.zeros_like(weight) for name, weight in own.items()}
+    before = len(compilations)  # the zeros, too
+    run(totals)
+    assert compilations[before:] == []
+    survey.compile()
+    assert len(compilations) == before
+
+
+def test_a_space_has_a_fixed_number_of_pieces_however_many_architectures_come():
+    survey, rng, counts = Survey(), Random(5), []
+    own, images = weights_of_small()[0], some_images(SMALL, 8)
+    targets = np.eye(5, dtype=np.float32)[np.arange(8) % 5]
+    for number in range(1, 1601):
+        tape = Tape(own, records=True, call=survey)
+        loss = sliced_supernet.loss(tape, sliced_supernet.logits(tape, SMALL, SMALL.sample(rng), images), targets)
+        tape.gradients(loss, dict(own))
+        if number in (800, 1600):
+            counts.append(len(survey))
+    assert counts[0] == counts[1]
+
+
+def test_few_sizes_hold_every_count_and_merge_those_that_cost_least():
+    assert few_sizes([5, 3, 3]) == (3, 5)
+    counts = [12, 24, 36, 28, 56, 84, 44, 88, 132, 60, 120, 180]
+    sizes = few_sizes(counts)
+    assert len(sizes) == SIZES
+    assert set(sizes) <= set(counts)
+    rounded = [next(size for size in sizes if size >= count) for count in counts]
+    assert sum(rounded) <= 1.06 * sum(counts)
+
+
+def test_long_trainings_on_one_cpu_take_pieces(monkeypatch: pytest.MonkeyPatch):
+    assert native_form(LONG_WORK_IMAGES - 1) == native_form() == CPU_FORM
+    assert native_form(LONG_WORK_IMAGES) == LONG_CPU_FORM
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert native_form(LONG_WORK_IMAGES) == CPU_FORM
