@@ -161,3 +161,20 @@ def quick_compile(monkeypatch: pytest.MonkeyPatch) -> None:
         "compiled",
         lambda function, donated=(): jax.jit(function, donate_argnums=donated, compiler_options=QUICK_COMPILE),
     )
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """A list that grows with each program that XLA compiles or takes from its cache, whoever asked for it."""
+    import jax
+
+    found: list[str] = []
+
+    def count(event: str, duration_secs: float, **facts: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(str(facts.get("fun_name")))
+
+    jax.clear_caches()  # what another test compiled must count here, too
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(count)

@@ -1,6 +1,5 @@
 """A supernet in pieces: it computes what one program computes, and compiles a fixed number of them."""
 
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -33,20 +32,6 @@ def taped(architecture: Architecture, images: Any, statistics: Any = None, **opt
     """The small supernet, piece by piece: the tape and the logits."""
     tape = Tape(weights_of_small()[0], statistics, **options)
     return tape, sliced_supernet.logits(tape, SMALL, architecture, jnp.asarray(images))
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    found: list[str] = []
-
-    def count(event: str, duration_secs: float, **facts: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(str(facts.get("fun_name")))
-
-    jax.clear_caches()
-    jax.monitoring.register_event_duration_secs_listener(count)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(count)
 
 
 # ---- agreement ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -276,21 +275,6 @@ def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
         losses.append(float(loss.mean()))
     assert step._cache_size() == 1
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """A list that grows with each program that XLA compiles or takes from its cache, whoever asked for it."""
-    found: list[str] = []
-
-    def count(event: str, duration_secs: float, **facts: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(str(facts.get("fun_name")))
-
-    jax.clear_caches()  # what another test compiled must count here, too
-    jax.monitoring.register_event_duration_secs_listener(count)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(count)
 
 
 def test_after_the_first_step_and_the_first_score_a_process_compiles_nothing_whatever_architectures_come(
