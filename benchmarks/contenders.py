@@ -90,11 +90,10 @@ def our_training(space: SearchSpace | None, batch_size: int, *, in_pieces: bool 
     return work
 
 
-def our_scoring(space: SearchSpace | None, batch_size: int, *, in_pieces: bool = False) -> Work:
+def our_scoring(space: SearchSpace | None, batch_size: int) -> Work:
     """`hwnas.scoring.Scorer` on a supernet with new weights."""
     from flax import nnx
 
-    from hwnas.jax_layers import Form
     from hwnas.scoring import Scorer
     from hwnas.supernet import Supernet
     from hwnas.training import prepare_process
@@ -103,10 +102,7 @@ def our_scoring(space: SearchSpace | None, batch_size: int, *, in_pieces: bool =
     prepare_process(Path(tempfile.mkdtemp(prefix="hwnas-compiled-")))
     data = noise_images()
     scorer = Scorer(
-        Supernet(space, rngs=nnx.Rngs(0), form=Form(in_pieces=in_pieces)),
-        data,
-        calibration_images=CALIBRATION_IMAGES,
-        batch_size=batch_size,
+        Supernet(space, rngs=nnx.Rngs(0)), data, calibration_images=CALIBRATION_IMAGES, batch_size=batch_size
     )
     return lambda codes: [scorer.accuracy(data.validation, code) for code in codes]
 

@@ -22,7 +22,7 @@ from hwnas.space_toml import load_space
 
 TRAIN_BATCH, ROUNDS, LEAST_ROUNDS, LONGEST_S = 128, 12, 4, 120.0
 LAYOUTS = {"PyTorch": False, "PyTorch, channels last": True}
-IN_PIECES, ONE_PROGRAM, NETWORK = "in pieces", "one program", "ours"
+IN_PIECES, ONE_PROGRAM, OURS = "in pieces", "one program", "ours"
 
 
 def run(name: str) -> Result:
@@ -33,7 +33,7 @@ def run(name: str) -> Result:
     batch, ours, theirs = (
         (SCORE_BATCH, our_scoring, torch_scoring) if scoring else (TRAIN_BATCH, our_training, torch_training)
     )
-    names = {IN_PIECES: {"in_pieces": True}, ONE_PROGRAM: {}} if supernet else {NETWORK: {}}
+    names = {OURS: {}} if name != "supernet-speed" else {IN_PIECES: {"in_pieces": True}, ONE_PROGRAM: {}}
     makers = {which: (ours, options) for which, options in names.items()}
     makers |= {which: (theirs, {"channels_last": last}) for which, last in LAYOUTS.items()}
     seconds: dict[str, list[float]] = {which: [] for which in makers}

@@ -34,9 +34,9 @@ class Form:
             norms and the logits are float32 in any case.
         control_flow: loops and branches, so that what is not chosen is not computed; else all of it is, and what was
             not chosen is left out of the result.
-        in_pieces: of a supernet alone, on one device: it is not one program but hundreds, for all widths there are,
-            and runs those that an architecture needs (`sliced_supernet.py`). They are quicker, but take minutes to
-            compile, spread over the first steps.
+        in_pieces: of a supernet's training alone, on one device: it is not one program but a thousand, for all widths
+            there are, and runs those that an architecture needs (`sliced_supernet.py`). They are quicker, but take
+            minutes to compile, spread over the first steps. Scoring, which is shorter, stays one program.
     """
 
     dtype: str = "float32"
@@ -48,7 +48,7 @@ CPU_FORM = Form()
 LONG_CPU_FORM = Form(in_pieces=True)
 LONG_WORK_IMAGES = 100_000
 """From so many images on, trained in a supernet, a CPU has gained more by `LONG_CPU_FORM` than its compiling took
-(`python -m benchmarks long-form` tells both)."""
+(`python -m benchmarks supernet-speed` tells both)."""
 ACCELERATOR_FORM = Form(dtype="bfloat16", control_flow=False)
 
 

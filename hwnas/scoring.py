@@ -10,17 +10,15 @@ from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hwnas import processes, sliced_supernet
+from hwnas import processes
 from hwnas.data import Batch, DataSet, Split, normalize, stratified_subset
 from hwnas.jax_layers import compiled
 from hwnas.jax_network import FixedNetwork
-from hwnas.pieces import Survey, Tape
-from hwnas.sliced_supernet import named
-from hwnas.space import SearchSpace
 from hwnas.spread import Spread
 from hwnas.supernet import Statistics, Supernet
 
@@ -65,12 +63,8 @@ class Scorer:
         def logits(weights, images, code, statistics):
             return run(nnx.merge(graph, weights), normalize(images, data.mean, data.std), code, statistics)[0]
 
-        if isinstance(model, Supernet) and sliced_supernet.in_pieces(model) and self.spread.mesh is None:
-            runs = _ScoringInPieces(model.space, data)
-            self._batch_statistics, self._logits = runs.statistics, runs.logits
-        else:
-            self._batch_statistics = compiled(self._on_each_device(statistics))
-            self._logits = compiled(self._on_each_device(logits))
+        self._batch_statistics = compiled(self._on_each_device(statistics))
+        self._logits = compiled(self._on_each_device(logits))
 
     def of(self, model: Supernet | FixedNetwork) -> "Scorer":
         """A scorer of other weights of the same network; nothing is compiled anew."""
@@ -80,10 +74,9 @@ class Scorer:
 
     def statistics(self, code: Iterable[int] = ()) -> Statistics:
         """Means and variances of every batch norm for one architecture, cumulative over the calibration images."""
-        code = np.array(tuple(code), np.int32)
-        rounds = [(self._batch_statistics(self.weights, images, code), count) for images, count in self.calibration]
+        traced = jnp.asarray(tuple(code), jnp.int32)
+        rounds = [(self._batch_statistics(self.weights, images, traced), count) for images, count in self.calibration]
         batches = [batch for found, count in rounds for batch in self._apart(found)[:count]]
-        batches = jax.device_get(batches)
         total = batches[0]
         for number, batch in enumerate(batches[1:], 1):
             total = _merge_statistics(total, batch, float(number))
@@ -96,7 +89,7 @@ class Scorer:
 
     def _logits_of(self, batches: Sequence[Batch], statistics: Statistics, code: tuple[int, ...]) -> list[np.ndarray]:
         """The logits of as many batches as there are devices at most."""
-        found = self._logits(self.weights, self._placed(batches), np.array(code, np.int32), statistics)
+        found = self._logits(self.weights, self._placed(batches), jnp.asarray(code, jnp.int32), statistics)
         logits = self._apart(found)
         return [np.asarray(one)[: len(batch.labels)] for one, batch in zip(logits, batches, strict=False)]
 
@@ -157,30 +150,6 @@ class Scorer:
         return [jax.tree.map(lambda x, d=d: x[d], host) for d in range(len(self.devices))]
 
 
-class _ScoringInPieces:
-    """What a `Scorer` computes of a supernet in pieces, on one device."""
-
-    def __init__(self, space: SearchSpace, data: DataSet) -> None:
-        self.space, self.survey = space, Survey()
-        self._prepared: tuple[bytes, bool] | None = None
-        self._normalised = jax.jit(lambda images: normalize(images, data.mean, data.std))
-
-    def statistics(self, weights: Any, images: jax.Array, code: np.ndarray) -> Statistics:
-        return self._run(weights, images, code, None)[1]
-
-    def logits(self, weights: Any, images: jax.Array, code: np.ndarray, statistics: Statistics) -> jax.Array:
-        return self._run(weights, images, code, statistics)[0]
-
-    def _run(self, weights: Any, images: jax.Array, code: np.ndarray, statistics: Statistics | None) -> Any:
-        own, architecture, images = named(weights)[0], self.space.decode(code.tolist()), self._normalised(images)
-        if (asked := (code.tobytes(), statistics is None)) != self._prepared:
-            sliced_supernet.logits(Tape(own, statistics, call=self.survey), self.space, architecture, images)
-            self.survey.compile()
-            self._prepared = asked
-        tape = Tape(own, statistics)
-        return sliced_supernet.logits(tape, self.space, architecture, images).array, tape.used
-
-
 class SharedScorer:
     """Scores architectures of a supernet on the validation split, with the devices of all processes.
 
@@ -208,6 +177,7 @@ def with_weights_of_leader(supernet: Supernet) -> Supernet:
     return nnx.merge(graph, everyone.alone(everyone.of_leader(weights)))
 
 
+@jax.jit
 def _merge_statistics(total: Statistics, batch: Statistics, count: float) -> Statistics:
     """Joins the statistics of `count` batches with those of one more of the same size (Chan et al. 1979)."""
 

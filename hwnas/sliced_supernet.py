@@ -15,7 +15,7 @@ from hwnas.supernet import Supernet
 
 
 def in_pieces(supernet: Supernet) -> bool:
-    """Whether it is trained and scored as here."""
+    """Whether it is trained as here."""
     return supernet.form.in_pieces
 
 

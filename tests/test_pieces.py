@@ -1,5 +1,6 @@
 """A supernet in pieces: it computes what one program computes, and compiles a fixed number of them."""
 
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,17 +12,17 @@ from conftest import QUICK_COMPILE
 from flax import nnx
 from numpy_network import run_in_numpy
 from test_supernet import SMALL, TOLERANCE, architectures, difference, some_images, trial, unused_of
-from test_training import RECIPE, SPACE, made_up_data
+from test_training import RECIPE, SPACE, StoppedError, made_up_data, stop_at
 
-from hwnas import sliced_supernet
+from hwnas import sliced_supernet, training
 from hwnas.jax_layers import CPU_FORM, LONG_CPU_FORM, LONG_WORK_IMAGES, native_form
+from hwnas.methods import single_paths
 from hwnas.pieces import Survey, Tape
-from hwnas.scoring import Scorer
 from hwnas.sliced_units import SIZES, few_sizes
 from hwnas.space import Architecture
 from hwnas.steps import training_step
 from hwnas.supernet import Supernet
-from hwnas.training import start_state
+from hwnas.training import start_state, train
 
 
 def weights_of_small() -> tuple[dict[str, Any], Any]:
@@ -89,18 +90,22 @@ def test_a_step_in_pieces_is_the_step_of_one_program(distils: bool):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_a_scorer_in_pieces_tells_the_accuracy_and_the_logits_of_one_program():
-    data, rng = made_up_data(), Random(3)
-    supernet = Supernet(SPACE, rngs=nnx.Rngs(0), form=CPU_FORM)
-    one = Scorer(supernet, data)
-    in_pieces = Supernet(SPACE, rngs=nnx.Rngs(0), form=LONG_CPU_FORM)
-    other = Scorer(in_pieces, data, batch_size=one.batch_size)
-    for _ in range(5):
-        code = SPACE.encode(SPACE.sample(rng))
-        assert other.accuracy(data.validation, code) == one.accuracy(data.validation, code)
-        images = data.test.images
-        found, expected = (s.logits(images, s.statistics(code), code) for s in (other, one))
-        assert difference(found, expected) < TOLERANCE
+def test_a_training_in_pieces_that_was_stopped_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    paths = single_paths(SPACE, None, 0, 4)
+
+    def trained(folder: str, **options: Any) -> list[np.ndarray]:
+        start = Supernet(SPACE, rngs=nnx.Rngs(0), form=LONG_CPU_FORM)
+        model = train(start, made_up_data(), RECIPE, tmp_path / folder, paths=paths, seed=1, **options)
+        assert sliced_supernet.in_pieces(model)
+        return jax.tree.leaves(nnx.split(model, nnx.Param)[1])
+
+    with pytest.raises(StoppedError):
+        trained("stopped", on_step=stop_at(3))
+    for found, expected in zip(trained("stopped"), trained("whole"), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 # ---- compiling ---------------------------------------------------------------------------------------------------
