@@ -1,4 +1,4 @@
-"""A network computed piece by piece, each compiled for the shapes that it meets: the form for a CPU.
+"""A network computed piece by piece, each compiled for the shapes that it meets: the form for long trainings on a CPU.
 
 A piece is a function of some weights and of feature maps hardly larger than the architecture has them. A space has a
 fixed number of pieces, by its widths, kernels and the like, however many architectures come; which of them an
@@ -15,15 +15,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwnas.jax_layers import Array
 
-Function = Callable[..., tuple[Array, Any]]
-"""A function of a module, `(own, maps, places, given, **options) -> (y, used)`.
+Function = Callable[..., Array]
+"""A function of a module, `(own, maps, places, **options) -> y`.
 
-`own` are weights by name and `maps` feature maps; y is differentiable by both. `places` are arrays of integers or
-images, `given` the statistics of batch norms by name, empty where each batch is normalised by itself, `used` those that
-were used. The options are constants.
+`own` are weights by name and `maps` feature maps; y is differentiable by both. `places` are arrays of integers, or
+images and targets. The options are constants.
 """
 
 Weights = Mapping[str, Array]
@@ -36,8 +36,8 @@ class Piece:
     function: Function
     options: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self, own: Any, maps: Any, places: Any, given: Any) -> tuple[Array, Any]:
-        return self.function(own, maps, places, given, **dict(self.options))
+    def __call__(self, own: Any, maps: Any, places: Any) -> Array:
+        return self.function(own, maps, places, **dict(self.options))
 
 
 class Value:
@@ -50,26 +50,18 @@ class Value:
 
 
 class Tape:
-    """Runs pieces, and keeps what their gradients need.
+    """Runs pieces, keeps what their gradients need, and runs these.
 
     Args:
         weights: by prefix and name.
-        statistics: of the batch norms, as a tape has `used` them; without them each batch is normalised by itself.
-        records: whether `gradients` will be asked for.
         call: runs a compiled function; a `Survey` only notes it.
     """
 
     def __init__(
-        self,
-        weights: Weights,
-        statistics: Mapping[str, Any] | None = None,
-        *,
-        records: bool = False,
-        call: Callable[..., Any] = lambda program, *arguments: program(*arguments),
+        self, weights: Weights, call: Callable[..., Any] = lambda program, *arguments: program(*arguments)
     ) -> None:
-        self.weights, self.given, self.call = weights, statistics or {}, call
-        self.used: dict[str, dict[str, Any]] = {}
-        self._back: list[Callable[[dict[object, Array], dict[str, Array]], None]] | None = [] if records else None
+        self.weights, self.call = weights, call
+        self._back: list[Callable[[dict[object, Array], dict[str, Array]], None]] = []
 
     def run(
         self,
@@ -90,70 +82,59 @@ class Tape:
         """
         prefix, index = unit
         own, piece = {name: self.weights[prefix + name] for name in names}, Piece(function, tuple(options.items()))
-        arrays, at = tuple(value.array for value in maps), () if index is None else (jnp.int32(index),)
-        known = prefix if index is None else f"{prefix}{index}/"
-        y, used = self.call(_forward, piece, own, at, arrays, places, self.given.get(known, {}))
-        self.used[known] = self.used.get(known, {}) | used
-        made = Value(y)
-        if self._back is not None:
-            key, keys = made.key, [value.key for value in maps]
+        arrays, at = tuple(value.array for value in maps), () if index is None else (np.int32(index),)
+        made = Value(self.call(_forward, piece, own, at, arrays, places))
+        key, keys = made.key, [value.key for value in maps]
 
-            def back(gradients: dict[object, Array], totals: dict[str, Array]) -> None:
-                of_own = {name: totals[prefix + name] for name in names}
-                g = gradients.pop(key)
-                of_own, of_maps = self.call(_backward, piece, of_own, own, at, arrays, places, g)
-                totals.update({prefix + name: total for name, total in of_own.items()})
-                for map_key, one in zip(keys, of_maps, strict=True):
-                    known = gradients.get(map_key)
-                    gradients[map_key] = one if known is None else self.call(_added, known, one)
+        def back(gradients: dict[object, Array], totals: dict[str, Array]) -> None:
+            of_own = {name: totals[prefix + name] for name in names}
+            of_own, of_maps = self.call(_backward, piece, of_own, own, at, arrays, places, gradients.pop(key))
+            totals.update({prefix + name: total for name, total in of_own.items()})
+            for map_key, one in zip(keys, of_maps, strict=True):
+                known = gradients.get(map_key)
+                gradients[map_key] = one if known is None else self.call(_added, known, one)
 
-            self._back.append(back)
+        self._back.append(back)
         return made
 
     def enter(self, x: Value, order: Any) -> tuple[Value, Value]:
         """Row `order[i]` of x as row i, zeros where that is -1; and x, in which `leave` must replace those rows."""
         rest, entry = Value(x.array), Value(self.call(_taken, x.array, order))
-        if self._back is not None:
-            key, rest_key, entry_key = x.key, rest.key, entry.key
+        key, rest_key, entry_key = x.key, rest.key, entry.key
 
-            def back(gradients: dict[object, Array], totals: dict[str, Array]) -> None:
-                gradients[key] = self.call(_replaced, gradients.pop(rest_key), order, gradients.pop(entry_key))
+        def back(gradients: dict[object, Array], totals: dict[str, Array]) -> None:
+            gradients[key] = self.call(_replaced, gradients.pop(rest_key), order, gradients.pop(entry_key))
 
-            self._back.append(back)
+        self._back.append(back)
         return rest, entry
 
     def leave(self, rest: Value, order: Any, y: Value) -> Value:
         """x with row i of y as row `order[i]`; the memory of x is given away."""
         x = Value(self.call(_replaced, rest.array, order, y.array))
-        if self._back is not None:
-            key, rest_key, y_key = x.key, rest.key, y.key
+        key, rest_key, y_key = x.key, rest.key, y.key
 
-            def back(gradients: dict[object, Array], totals: dict[str, Array]) -> None:
-                g = gradients[rest_key] = gradients.pop(key)
-                gradients[y_key] = self.call(_taken, g, order)
+        def back(gradients: dict[object, Array], totals: dict[str, Array]) -> None:
+            g = gradients[rest_key] = gradients.pop(key)
+            gradients[y_key] = self.call(_taken, g, order)
 
-            self._back.append(back)
+        self._back.append(back)
         return x
 
     def gradients(self, of: Value, totals: dict[str, Array]) -> None:
         """Adds the gradient of a scalar by each weight to its total; the memory of the totals is given away."""
-        assert self._back is not None
         found: dict[object, Array] = {of.key: self.call(_one, of.array)}
         while self._back:  # each lets go of what it kept
             self._back.pop()(found, totals)
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(piece, weights, at, maps, places, given):
-    return piece(_own(weights, at), maps, places, given)
+def _forward(piece, weights, at, maps, places):
+    return piece(_own(weights, at), maps, places)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _backward(piece, totals, weights, at, maps, places, g):
-    def run(own, maps):
-        return piece(own, maps, places, {})
-
-    _, pull, _ = jax.vjp(run, _own(weights, at), maps, has_aux=True)
+    _, pull = jax.vjp(lambda own, maps: piece(own, maps, places), _own(weights, at), maps)
     of_own, of_maps = pull(g)
     added = (lambda total, one: total.at[at[0]].add(one)) if at else jnp.add
     return jax.tree.map(added, totals, of_own), of_maps

@@ -8,8 +8,8 @@ import optax
 
 from hwnas.jax_layers import Array, convolution, pool
 from hwnas.pieces import Tape, Value
-from hwnas.row_layers import norm, whole_product_rows
-from hwnas.sliced_units import Found, Own, pair_names, shuffled, stages_of, stride_1_unit, stride_2_unit
+from hwnas.row_layers import norm_rows, whole_product_rows
+from hwnas.sliced_units import Own, pair_names, shuffled, stages_of, stride_1_unit, stride_2_unit
 from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet import Supernet
 
@@ -54,25 +54,24 @@ def loss(tape: Tape, of: Value, targets: Array) -> Value:
     return tape.run(_loss, ("", None), [], [of], (targets,))
 
 
-def _stem(own: Own, maps: Any, places: Any, given: Any, *, stride: int, max_pool: bool) -> Found:
+def _stem(own: Own, maps: Any, places: Any, *, stride: int, max_pool: bool) -> Array:
     x = convolution(places[0], own["conv.kernel"], stride=stride, padding=1)
     pair = own["conv_bn.scale"], own["conv_bn.offset"]
-    x, used = norm(x.transpose(3, 1, 2, 0), pair, given.get("conv_bn"))
-    x = jax.nn.relu(x)
+    x = jax.nn.relu(norm_rows(x.transpose(3, 1, 2, 0), *pair)[0])
     if max_pool:
         x = pool(x.transpose(3, 1, 2, 0), "max", 3, 2, 1).transpose(3, 1, 2, 0)
-    return x, {"conv_bn": used}
+    return x
 
 
-def _widened(own: Own, maps: Any, places: Any, given: Any) -> Found:
-    return whole_product_rows(own["conv.kernel"][: len(maps[0])], maps[0]), {}
+def _widened(own: Own, maps: Any, places: Any) -> Array:
+    return whole_product_rows(own["conv.kernel"][: len(maps[0])], maps[0])
 
 
-def _classified(own: Own, maps: Any, places: Any, given: Any) -> Found:
-    x, used = norm(maps[0], (own["conv_bn.scale"], own["conv_bn.offset"]), given.get("conv_bn"))
+def _classified(own: Own, maps: Any, places: Any) -> Array:
+    x = norm_rows(maps[0], own["conv_bn.scale"], own["conv_bn.offset"])[0]
     x = jax.nn.relu(x).mean((1, 2)).T
-    return x @ own["linear.kernel"] + own["linear.bias"], {"conv_bn": used}
+    return x @ own["linear.kernel"] + own["linear.bias"]
 
 
-def _loss(own: Own, maps: Any, places: Any, given: Any) -> Found:
-    return optax.softmax_cross_entropy(maps[0], places[0]).mean(), {}
+def _loss(own: Own, maps: Any, places: Any) -> Array:
+    return optax.softmax_cross_entropy(maps[0], places[0]).mean()

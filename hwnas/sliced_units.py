@@ -16,7 +16,7 @@ import numpy as np
 
 from hwnas.jax_layers import Array
 from hwnas.pieces import Tape, Value
-from hwnas.row_layers import depthwise_rows, norm, take_rows, whole_product_rows
+from hwnas.row_layers import depthwise_rows, norm_rows, take_rows, whole_product_rows
 from hwnas.space import SearchSpace
 from hwnas.units import UnitChoice
 
@@ -24,7 +24,6 @@ SIZES = 6
 """Numbers of rows for all main branches of a stage; those of `shufflenet-32` are rounded up by 6 % on average."""
 
 Own = dict[str, Array]
-Found = tuple[Array, dict[str, Any]]
 Order = tuple[np.ndarray, np.ndarray]
 """As `take_rows` takes it: the row that each one comes from, and where each one goes."""
 Unit = tuple[str, int | None]
@@ -53,40 +52,39 @@ def _joined(kernel: Array, in_group: Array, out_group: Array) -> Array:
     return jnp.where(in_group[:, None] == out_group[None, :], kernel, 0)
 
 
-def _extra(own: Own, maps: Any, places: Any, given: Any) -> Found:
+def _extra(own: Own, maps: Any, places: Any) -> Array:
     """The depthwise convolution before the branches, with its norm."""
     kernel = take_rows(jnp.moveaxis(own["extra_dw.kernel"], 2, 0), *places)
     y = depthwise_rows(maps[0], kernel, jnp.int32(0), (3,))
-    y, used = norm(y, _ordered_pair(own, "extra_dw_bn", places), given.get("extra_dw_bn"))
-    return y, {"extra_dw_bn": used}
+    return norm_rows(y, *_ordered_pair(own, "extra_dw_bn", places))[0]
 
 
-def _first_product(own: Own, maps: Any, places: Any, given: Any, *, rows: int) -> Found:
+def _first_product(own: Own, maps: Any, places: Any, *, rows: int) -> Array:
     order, inverse, in_group, out_group = places
     kernel = take_rows(own["pw1.kernel"], order, inverse)[:, :rows]
-    return whole_product_rows(_joined(kernel, in_group, out_group), maps[0]), {}
+    return whole_product_rows(_joined(kernel, in_group, out_group), maps[0])
 
 
-def _middle(own: Own, maps: Any, places: Any, given: Any, *, side: int, stride: int) -> Found:
+def _middle(own: Own, maps: Any, places: Any, *, side: int, stride: int) -> Array:
     """Norm, ReLU, depthwise convolution."""
     (x,), (count,) = maps, places
-    y, used = norm(x, _first_pair(own, "pw1_bn", len(x), count), given.get("pw1_bn"))
+    y = norm_rows(x, *_first_pair(own, "pw1_bn", len(x), count))[0]
     kernel = jnp.moveaxis(own["dw.kernel"][..., : len(x)], 2, 0)
-    return depthwise_rows(jax.nn.relu(y), kernel, jnp.int32(0), (side,), stride), {"pw1_bn": used}
+    return depthwise_rows(jax.nn.relu(y), kernel, jnp.int32(0), (side,), stride)
 
 
-def _second_product(own: Own, maps: Any, places: Any, given: Any) -> Found:
+def _second_product(own: Own, maps: Any, places: Any) -> Array:
     """Norm, pointwise convolution."""
     (x,), (count, order, inverse, in_group, out_group) = maps, places
-    y, used = norm(x, _first_pair(own, "dw_bn", len(x), count), given.get("dw_bn"))
+    y = norm_rows(x, *_first_pair(own, "dw_bn", len(x), count))[0]
     kernel = take_rows(own["pw2.kernel"][: len(x)].T, order, inverse).T
-    return whole_product_rows(_joined(kernel, in_group, out_group), y), {"dw_bn": used}
+    return whole_product_rows(_joined(kernel, in_group, out_group), y)
 
 
-def _closing(own: Own, maps: Any, places: Any, given: Any, *, residual: bool) -> Found:
+def _closing(own: Own, maps: Any, places: Any, *, residual: bool) -> Array:
     """Norm, ReLU, the gate of squeeze-excite if its weights are there, and the sum with the entry of the branch."""
     y, (count, *order) = maps[0], places
-    y, used = norm(y, _ordered_pair(own, "pw2_bn", order), given.get("pw2_bn"))
+    y = norm_rows(y, *_ordered_pair(own, "pw2_bn", order))[0]
     y = y if residual else jax.nn.relu(y)
     if "se_reduce.kernel" in own:
         reduce, expand = take_rows(own["se_reduce.kernel"], *order), take_rows(own["se_expand.kernel"].T, *order)
@@ -94,32 +92,32 @@ def _closing(own: Own, maps: Any, places: Any, given: Any, *, residual: bool) ->
         squeezed = jnp.where(jnp.arange(len(squeezed))[:, None] < jnp.maximum(1, count // 4), squeezed, 0)
         gate = jax.nn.sigmoid(expand @ squeezed + take_rows(own["se_expand.bias"], *order)[:, None])
         y = y * gate[:, None, None, :]
-    return jax.nn.relu(y + maps[1]) if residual else y, {"pw2_bn": used}
+    return jax.nn.relu(y + maps[1]) if residual else y
 
 
-def _aside(own: Own, maps: Any, places: Any, given: Any, *, side: int) -> Found:
+def _aside(own: Own, maps: Any, places: Any, *, side: int) -> Array:
     """The depthwise convolution of the side branch."""
     kernel = jnp.moveaxis(own["side_dw.kernel"][..., : len(maps[0])], 2, 0)
-    return depthwise_rows(maps[0], kernel, jnp.int32(0), (side,), 2), {}
+    return depthwise_rows(maps[0], kernel, jnp.int32(0), (side,), 2)
 
 
-def _side_product(own: Own, maps: Any, places: Any, given: Any, *, rows: int) -> Found:
+def _side_product(own: Own, maps: Any, places: Any, *, rows: int) -> Array:
     """Norm, pointwise convolution of the side branch."""
     (x,) = maps
     pair = own["side_dw_bn.scale"][: len(x)], own["side_dw_bn.offset"][: len(x)]
-    y, used = norm(x, pair, given.get("side_dw_bn"))
-    return whole_product_rows(_joined(own["side_pw.kernel"][: len(x), :rows], *places), y), {"side_dw_bn": used}
+    y = norm_rows(x, *pair)[0]
+    return whole_product_rows(_joined(own["side_pw.kernel"][: len(x), :rows], *places), y)
 
 
-def _side_closing(own: Own, maps: Any, places: Any, given: Any) -> Found:
+def _side_closing(own: Own, maps: Any, places: Any) -> Array:
     (x,), (count,) = maps, places
-    y, used = norm(x, _first_pair(own, "side_pw_bn", len(x), count), given.get("side_pw_bn"))
-    return jax.nn.relu(y), {"side_pw_bn": used}
+    y = norm_rows(x, *_first_pair(own, "side_pw_bn", len(x), count))[0]
+    return jax.nn.relu(y)
 
 
-def _both(own: Own, maps: Any, places: Any, given: Any) -> Found:
+def _both(own: Own, maps: Any, places: Any) -> Array:
     """The channels of two branches behind each other."""
-    return take_rows(jnp.concatenate(maps), *places), {}
+    return take_rows(jnp.concatenate(maps), *places)
 
 
 SQUEEZE_EXCITE = ("se_reduce.kernel", "se_reduce.bias", "se_expand.kernel", "se_expand.bias")

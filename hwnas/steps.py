@@ -199,7 +199,7 @@ class _StepInPieces:
 
     def _path(self, own, images, targets, architecture, totals, **options) -> tuple[Any, Any]:
         """Loss and logits of one path, whose gradient is added to the totals."""
-        tape = Tape(own, records=True, **options)
+        tape = Tape(own, **options)
         logits = sliced_supernet.logits(tape, self.space, architecture, images)
         loss = sliced_supernet.loss(tape, logits, targets)
         tape.gradients(loss, totals)

@@ -29,26 +29,20 @@ def weights_of_small() -> tuple[dict[str, Any], Any]:
     return sliced_supernet.named(nnx.split(trial("small").supernet, nnx.Param)[1])
 
 
-def taped(architecture: Architecture, images: Any, statistics: Any = None, **options: Any) -> tuple[Tape, Any]:
+def taped(architecture: Architecture, images: Any) -> tuple[Tape, Any]:
     """The small supernet, piece by piece: the tape and the logits."""
-    tape = Tape(weights_of_small()[0], statistics, **options)
+    tape = Tape(weights_of_small()[0])
     return tape, sliced_supernet.logits(tape, SMALL, architecture, jnp.asarray(images))
 
 
 # ---- agreement ---------------------------------------------------------------------------------------------------
 
 
-def test_pieces_give_the_logits_of_the_single_network_with_and_without_statistics():
-    images, others = some_images(SMALL, 16), some_images(SMALL, 16, seed=1)
+def test_pieces_give_the_logits_of_the_single_network():
+    images = some_images(SMALL, 16)
     for architecture in architectures(SMALL, 4, seed=11):
-        single = trial("small").single(architecture)
-        tape, logits = taped(architecture, others)
-        (expected,), statistics = run_in_numpy(*single, others)
-        assert difference(logits.array, expected) < TOLERANCE, architecture.to_json()
-        again, logits = taped(architecture, images, tape.used)
-        (expected,), _ = run_in_numpy(*single, images, statistics)
-        assert difference(logits.array, expected) < TOLERANCE, architecture.to_json()
-        jax.tree.map(np.testing.assert_array_equal, again.used, tape.used)
+        (expected,), _ = run_in_numpy(*trial("small").single(architecture), images)
+        assert difference(taped(architecture, images)[1].array, expected) < TOLERANCE, architecture.to_json()
 
 
 def test_pieces_give_the_gradients_of_one_program_and_none_to_weights_that_an_architecture_does_not_use():
@@ -60,7 +54,7 @@ def test_pieces_give_the_gradients_of_one_program_and_none_to_weights_that_an_ar
 
     whole = jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILE)
     for architecture in architectures(SMALL, 3, seed=12):
-        tape, logits = taped(architecture, images, records=True)
+        tape, logits = taped(architecture, images)
         own, tree = weights_of_small()
         totals = {name: jnp.ones_like(weight) for name, weight in own.items()}  # what was there stays in the sum
         tape.gradients(sliced_supernet.loss(tape, logits, targets), totals)
@@ -119,7 +113,7 @@ def test_what_a_survey_has_compiled_is_all_that_a_step_compiles(compilations: li
     code = SPACE.sample(rng)
 
     def run(totals, **options):
-        tape = Tape(own, records=True, **options)
+        tape = Tape(own, **options)
         loss = sliced_supernet.loss(tape, sliced_supernet.logits(tape, SPACE, code, images), targets)
         tape.gradients(loss, totals)
 
@@ -141,7 +135,7 @@ def test_a_space_has_a_fixed_number_of_pieces_however_many_architectures_come():
     own, images = weights_of_small()[0], some_images(SMALL, 8)
     targets = np.eye(5, dtype=np.float32)[np.arange(8) % 5]
     for number in range(1, 1601):
-        tape = Tape(own, records=True, call=survey)
+        tape = Tape(own, call=survey)
         loss = sliced_supernet.loss(tape, sliced_supernet.logits(tape, SMALL, SMALL.sample(rng), images), targets)
         tape.gradients(loss, dict(own))
         if number in (800, 1600):
