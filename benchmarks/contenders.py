@@ -9,7 +9,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -21,7 +21,7 @@ import numpy as np
 from hwnas.data import DataSet, TestSplit, TrainSplit, ValidationSplit
 from hwnas.network import Network
 from hwnas.reference import shufflenet_v2
-from hwnas.space import SearchSpace
+from hwnas.space import Architecture, SearchSpace
 from hwnas.space_toml import load_space
 
 SPACE, PATHS = "shufflenet-32", 2
@@ -88,6 +88,26 @@ def our_training(space: SearchSpace | None, batch_size: int, *, in_pieces: bool 
         return float(losses.mean())
 
     return work
+
+
+def pieces_of(space: SearchSpace, images: int, architectures: Iterable[Architecture]) -> int:
+    """How many programs a training in pieces has compiled after these architectures, with so many images each."""
+    import jax
+    from flax import nnx
+
+    from hwnas import sliced_supernet
+    from hwnas.pieces import Survey, Tape
+    from hwnas.supernet import Supernet
+
+    survey, own = Survey(), sliced_supernet.named(nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)[1])[0]
+    batch: Any = jax.ShapeDtypeStruct((images, space.input_size, space.input_size, 3), np.float32)
+    targets: Any = jax.ShapeDtypeStruct((images, space.classes), np.float32)
+    for architecture in architectures:
+        tape = Tape(own, call=survey)
+        tape.gradients(
+            sliced_supernet.loss(tape, sliced_supernet.logits(tape, space, architecture, batch), targets), dict(own)
+        )
+    return len(survey)
 
 
 def our_scoring(space: SearchSpace | None, batch_size: int) -> Work:

@@ -14,10 +14,12 @@ from benchmarks.contenders import (
     contenders,
     our_scoring,
     our_training,
+    pieces_of,
     torch_scoring,
     torch_training,
 )
 from benchmarks.result import Result, this_machine
+from hwnas.space import SearchSpace
 from hwnas.space_toml import load_space
 
 TRAIN_BATCH, ROUNDS, LEAST_ROUNDS, LONGEST_S = 128, 12, 4, 120.0
@@ -78,11 +80,20 @@ def run(name: str) -> Result:
                 f"{later[which]} later"
                 for which in names
             ),
+            **programs(space, supernet and not scoring),
             "time that compiling took in the first round": ", ".join(
                 f"{which} {sum(warm_s[which][: len(seconds[which])]) - sum(seconds[which]):.0f} s" for which in names
             ),
         },
     )
+
+
+def programs(space: SearchSpace, wanted: bool) -> dict[str, str]:
+    if not wanted:
+        return {}
+    rng = Random(1)
+    counts = [pieces_of(space, TRAIN_BATCH // PATHS, (space.sample(rng) for _ in range(n))) for n in (200, 400)]
+    return {"programs of pieces, counted for 200 and for 400 random paths": f"{counts[0]}, {counts[1]}"}
 
 
 def ratios_of(ours: list[float], theirs: list[float]) -> list[float]:

@@ -154,10 +154,10 @@ def quick_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are compiled without the passes that take long and change nothing but speed and rounding."""
     import jax
 
-    from hwnas import training
+    from hwnas import steps
 
     monkeypatch.setattr(
-        training,
+        steps,
         "compiled",
         lambda function, donated=(): jax.jit(function, donate_argnums=donated, compiler_options=QUICK_COMPILE),
     )

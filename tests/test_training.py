@@ -360,7 +360,7 @@ def weights_of(network: FixedNetwork) -> dict[str, np.ndarray]:
 def test_weight_decay_falls_on_kernels_only_also_where_units_are_stacked():
     _, weights = nnx.split(new_supernet(), nnx.Param)
     ones, zeros = (jax.tree.map(lambda leaf, value=value: np.full(leaf.shape, value), weights) for value in (1.0, 0.0))
-    optimizer = training._optimizer(Recipe(epochs=1, weight_decay=0.01))
+    optimizer = optimizer_of(Recipe(epochs=1, weight_decay=0.01))
     updates = jax.jit(lambda ones, zeros: optimizer.update(zeros, optimizer.init(ones), ones)[0])(ones, zeros)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         assert (np.asarray(update) != 0).all() == ("kernel" in jax.tree_util.keystr(path)), path
