@@ -35,6 +35,10 @@ BENCHMARKS = {
     "score-speed": ("benchmarks.training_speed", "scoring candidates of shufflenet-32 against PyTorch"),
     "remote-overhead": ("benchmarks.remote", "milliseconds and wall time over ssh against the same here"),
     "remote-agreement": ("benchmarks.remote_agreement", "a latency table by ssh against two measured here, in turn"),
+    "dead-board": (
+        "benchmarks.dead_board",
+        "seconds that a dead board holds up a run beyond its time-out",
+    ),
     "bare-board": (
         "benchmarks.bare_board",
         "commands from a bare arm64 Debian, emulated, to the first entry of a table",
