@@ -2,15 +2,14 @@
 
 import os
 import signal
-import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.loopback import Board, running_sshd
+from benchmarks.loopback import Board, listening_deaf, measuring_there, parent_of, running_sshd
 from benchmarks.result import Result, this_machine
 from hwnas.devices import Device, Timing, line_to
 from hwnas.errors import DeviceLostError
@@ -25,7 +24,7 @@ def run(name: str) -> Result:
     network = shufflenet_v2("0.5x", input_size=32, classes=10, stem_stride=1, max_pool=False)
     model = to_onnx(network, random_weights(network, 0)).SerializeToString()
     over_s: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder, running_sshd(Path(folder)) as board, deaf_port() as deaf:
+    with tempfile.TemporaryDirectory() as folder, running_sshd(Path(folder)) as board, listening_deaf() as deaf:
         for repeat in range(REPEATS):
             for what, port in (("takes the connection and says nothing", deaf), ("is gone", 1)):
                 options = board.configure(f"dead-{port}", port=port)
@@ -61,7 +60,8 @@ def stopped(board: Board, model: bytes, port: int, repeat: int) -> float:
     options = board.configure(f"stops-{port}-{repeat}")
     with Device("board", line_to(board.entry(ssh_options=options))) as device:
         device.conditions()
-        processes = measuring(board)
+        (child,) = measuring_there(board)
+        processes = [child, parent_of(child)]
         answers = device.measure([model], ENDLESS)
         time.sleep(1.0)  # it is sent, and measured
         try:
@@ -73,24 +73,3 @@ def stopped(board: Board, model: bytes, port: int, repeat: int) -> float:
             for process in processes:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-
-
-def measuring(board: Board) -> list[int]:
-    """The processes on the board that run our program, and those that started them."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if f"{board.folder}/files/" in (text := path.read_text()) and ".pyz" in text:
-                status = (path.parent / "status").read_text()
-                parent = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
-                found += [int(path.parent.name), parent]
-    return found
-
-
-@contextmanager
-def deaf_port() -> Iterator[int]:
-    """Of a socket that takes connections and never says a word."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        yield deaf.getsockname()[1]

@@ -90,3 +90,26 @@ def running_sshd(folder: Path) -> Iterator[Board]:
     finally:
         server.terminate()
         server.wait()
+
+
+def measuring_there(board: Board) -> list[int]:
+    """The processes that run a program out of the board's store of files."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{board.folder}/files/" in path.read_text() and ".pyz" in path.read_text():
+                found.append(int(path.parent.name))
+    return found
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@contextlib.contextmanager
+def listening_deaf() -> Iterator[int]:
+    """The port of a socket that takes connections and never says a word."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        yield deaf.getsockname()[1]

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwnas.jax_layers import Array
+from hwnas.row_layers import rows_at
 
 Function = Callable[..., Array]
 """A function of a module, `(own, maps, places, **options) -> y`.
@@ -146,10 +147,7 @@ def _own(weights: Any, at: tuple[Array, ...]) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, at[0], 0, keepdims=False), weights)
 
 
-@jax.jit
-def _taken(x: Array, order: Array) -> Array:
-    taken = jnp.take(x, jnp.maximum(order, 0), axis=0, mode="clip")
-    return jnp.where((order >= 0)[:, None, None, None], taken, 0)
+_taken = jax.jit(rows_at)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -173,7 +171,7 @@ def _one(x: Array) -> Array:
 class Survey:
     """Stands in for the calls of a tape: nothing is computed, but what would be compiled for it is found.
 
-    Feature maps, weights and totals of such a tape are `jax.ShapeDtypeStruct`.
+    Of what such a tape is given only the shapes count, and feature maps are `jax.ShapeDtypeStruct`.
     """
 
     def __init__(self) -> None:

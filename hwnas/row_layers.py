@@ -21,14 +21,19 @@ from hwnas.jax_layers import EPSILON, Array
 # ---- channels ----------------------------------------------------------------------------------------------------
 
 
+def rows_at(x: Array, order: Array) -> Array:
+    """Row `order[i]` of x `[R, ...]` as row i, zeros where `order[i]` is -1: `[len(order), ...]`."""
+    taken = jnp.take(x, jnp.maximum(order, 0), axis=0, mode="clip")
+    return jnp.where((order >= 0).reshape(-1, *[1] * (x.ndim - 1)), taken, 0)
+
+
 @jax.custom_vjp
 def take_rows(x: Array, order: Array, inverse: Array) -> Array:
-    """Row `order[i]` of x `[R, ...]` as row i, zeros where `order[i]` is -1: `[len(order), ...]`.
+    """`rows_at`, differentiable.
 
     `inverse` says where each row of x goes, -1 for those that go nowhere, so that the gradient is a choice of rows too.
     """
-    taken = jnp.take(x, jnp.maximum(order, 0), axis=0, mode="clip")
-    return jnp.where((order >= 0).reshape(-1, *[1] * (x.ndim - 1)), taken, 0)
+    return rows_at(x, order)
 
 
 take_rows.defvjp(
@@ -217,25 +222,6 @@ def _depthwise_forward(sides, stride, x, kernel, choice):
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-# ---- matrix products ---------------------------------------------------------------------------------------------
-
-
-@jax.custom_vjp
-def whole_product_rows(kernel: Array, x: Array) -> Array:
-    """A 1x1 convolution `[in, out]` of x `[in, H, W, N]`."""
-    kernel = lax.optimization_barrier(kernel.T)  # a product that transposes it takes twice as long
-    return (kernel @ x.reshape(x.shape[0], -1)).reshape(-1, *x.shape[1:])
-
-
-def _whole_product_backward(saved, g):
-    kernel, x = saved
-    flat, g = x.reshape(x.shape[0], -1), g.reshape(g.shape[0], -1)
-    return flat @ g.T, (kernel @ g).reshape(x.shape)
-
-
-whole_product_rows.defvjp(lambda kernel, x: (whole_product_rows(kernel, x), (kernel, x)), _whole_product_backward)
-
-
 # ---- as many channels as there are -------------------------------------------------------------------------------
 
 Sizes = tuple[tuple[int, int], ...]
@@ -248,6 +234,11 @@ def product_rows(sizes: Sizes, index: Array, kernel: Array, x: Array) -> Array:
     The other rows of the result are zero. What lies beyond those sizes in the kernel must be zero.
     """
     return _product(sizes, kernel, x, index)
+
+
+def whole_product_rows(kernel: Array, x: Array) -> Array:
+    """A 1x1 convolution `[in, out]` of x `[in, H, W, N]`: of all inputs and outputs."""
+    return product_rows(((kernel.shape[0], kernel.shape[1]),), jnp.int32(0), kernel, x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

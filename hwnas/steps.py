@@ -113,7 +113,7 @@ def _updated(recipe: Recipe, weights: Any, moments: Any, gradient: Any, paths: i
 def _step(
     model: Supernet | FixedNetwork, recipe: Recipe, data: DataSet, distils: bool, shared: Spread
 ) -> Callable[..., Any]:
-    graph = nnx.split(model, nnx.Param)[0]
+    graph, control_flow = nnx.split(model, nnx.Param)[0], model.form.control_flow  # not its weights: they stay free
 
     def loss(weights, images, targets, code):
         logits, _ = run(nnx.merge(graph, weights), images, code)
@@ -155,7 +155,7 @@ def _step(
 
     def step(weights, moments, key, rate, images, labels, codes):
         images, targets = _examples(recipe, data, shared, key, images, labels)
-        of_paths = in_turn if model.form.control_flow else at_once
+        of_paths = in_turn if control_flow else at_once
         gradient, losses = of_paths(weights, images, targets, codes)
         return *_updated(recipe, weights, moments, gradient, len(codes), rate), losses
 

@@ -140,7 +140,7 @@ SAME_FLOOR = {
     "masked_units": {"jax_layers", "row_layers", "unit_places"},
     "narrow_units": {"jax_layers", "row_layers", "unit_loop", "unit_places"},
     "supernet": {"jax_layers", "row_layers", "unit_places", "masked_units", "narrow_units"},
-    "pieces": {"jax_layers"},
+    "pieces": {"jax_layers", "row_layers"},
     "sliced_units": {"jax_layers", "pieces", "row_layers"},
     "sliced_supernet": {"jax_layers", "pieces", "row_layers", "sliced_units", "supernet"},
     "calibration": {"line"},

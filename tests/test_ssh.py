@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.loopback import Board
+from benchmarks.loopback import Board, listening_deaf, measuring_there, parent_of
 from hwnas import lines, ssh
 from hwnas.devices import Device, Timing, line_to
 from hwnas.errors import DeviceError, DeviceLostError, UnfitDeviceError
@@ -63,16 +63,6 @@ def with_module(folder: Path, name: str, text: str) -> str:
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.py").write_text(text)
     return f"env PYTHONPATH={shlex.quote(str(folder))} {shlex.quote(sys.executable)}"
-
-
-def measuring_there(board: Board) -> list[int]:
-    """The processes that run a program out of the board's store of files."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if f"{board.folder}/files/" in path.read_text() and ".pyz" in path.read_text():
-                found.append(int(path.parent.name))
-    return found
 
 
 def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -351,11 +341,8 @@ def test_silence_and_nonsense_end_within_the_time_out(reach: Callable[..., Devic
 
 @pytest.fixture
 def deaf_port() -> Iterator[int]:
-    """Of a socket that takes connections and never says a word."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        yield deaf.getsockname()[1]
+    with listening_deaf() as port:
+        yield port
 
 
 @contextlib.contextmanager
@@ -405,10 +392,6 @@ def test_a_board_that_stops_in_the_middle_of_a_group_blocks_no_longer_than_its_t
     finally:
         for process in stopped:
             os.kill(process, signal.SIGKILL)
-
-
-def parent_of(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_measuring_process_that_hangs_is_given_up_and_the_next_request_starts_another(
