@@ -47,6 +47,7 @@ BENCHMARKS = {
     "gpu-training": ("benchmarks.gpu_training", "training on a GPU against PyTorch, the floors and idleness"),
     "main-job": ("benchmarks.main_job", "seconds of hwnas search --budget-ms 1 from nothing, and again"),
     "rank-correlation": ("benchmarks.rank_correlation", "how well a supernet ranks networks trained on CIFAR-10"),
+    "inherited-ranking": ("benchmarks.inherited_ranking", "how a supernet ranks networks that were trained already"),
     "training-methods": ("benchmarks.training_methods", "ways to train a supernet at equal images, by how they rank"),
     "gpu-table": (
         "benchmarks.gpu_table",

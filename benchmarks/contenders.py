@@ -111,17 +111,17 @@ def pieces_of(space: SearchSpace, images: int, architectures: Iterable[Architect
 
 
 def our_scoring(space: SearchSpace | None, batch_size: int) -> Work:
-    """`hwnas.scoring.Scorer` on a supernet with new weights."""
+    """`hwnas.candidate_scoring.CandidateScorer` on a supernet with new weights."""
     from flax import nnx
 
-    from hwnas.scoring import Scorer
+    from hwnas.candidate_scoring import CandidateScorer
     from hwnas.supernet import Supernet
     from hwnas.training import prepare_process
 
     assert space is not None
     prepare_process(Path(tempfile.mkdtemp(prefix="hwnas-compiled-")))
     data = noise_images()
-    scorer = Scorer(
+    scorer = CandidateScorer(
         Supernet(space, rngs=nnx.Rngs(0)), data, calibration_images=CALIBRATION_IMAGES, batch_size=batch_size
     )
     return lambda codes: [scorer.accuracy(data.validation, code) for code in codes]

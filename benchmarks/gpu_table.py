@@ -1,26 +1,30 @@
 """What a GPU makes of the guidelines and of a space, within the seconds that there are.
 
-Settings, from the environment: `GPU_DEVICE` (gpu), `GPU_SPACE` (shufflenet-tiny), `GPU_BATCH` (8, the paper's),
-`GPU_CHECKED` (30 new networks), and `HWNAS_TABLES`, the folder in which everything is kept as soon as it is measured:
-each experiment, each group of units, the table. Run again with the same folder, it goes on where it was stopped.
+Settings, from the environment: `GPU_DEVICE` (gpu), `GPU_SPACE` (shufflenet-tiny), `GPU_GUIDELINES` (1; 0 leaves the
+experiments out), `GPU_AHEAD` (0; 1 takes the networks that `gpu_compile.py` compiled ahead, which lie between the
+smallest and the largest architecture, where a table takes those between the fastest and the slowest), and
+`HWNAS_TABLES`, the folder in which everything is kept as soon as it is measured: each experiment, each group of units,
+the table. Run again with the same folder, it goes on where it was stopped.
 """
 
 import os
 import time
 from dataclasses import replace
 
+from benchmarks.gpu_compile import BATCH, CHECKED, candidates
 from benchmarks.result import Result
+from hwnas import whole_networks
 from hwnas.guideline_profiling import measure_guidelines
 from hwnas.latency import table_path
 from hwnas.opening import open_device
 from hwnas.profiling import profile
 from hwnas.space_toml import load_space
 from hwnas.stages import tables_folder
-from hwnas.whole_networks import check_table
+from hwnas.whole_networks import FITTED, HELD_OUT, check_table
 
 
 def run(name: str) -> Result:
-    where, batch = os.environ.get("GPU_DEVICE", "gpu"), int(os.environ.get("GPU_BATCH", "8"))
+    where, ahead = os.environ.get("GPU_DEVICE", "gpu"), os.environ.get("GPU_AHEAD") == "1"
     space = load_space(os.environ.get("GPU_SPACE", "shufflenet-tiny"))
     start, shown = time.monotonic(), [0.0]
     seconds: dict[str, float] = {}
@@ -31,19 +35,25 @@ def run(name: str) -> Result:
             print(f"{time.monotonic() - start:6.1f} s  {done}/{total} {what}", flush=True)
 
     with open_device(where) as opened:
-        conditions = opened.conditions(1, batch)
+        conditions = opened.conditions(1, BATCH)
         print(conditions, flush=True)
         path = table_path(tables_folder(), space.name, conditions)
         kept = path.with_suffix(".guidelines")
-        timings = measure_guidelines(opened, kept, batch=batch, widths="gpu", on_progress=say)
+        timings = ()
+        if os.environ.get("GPU_GUIDELINES") != "0":
+            timings = measure_guidelines(opened, kept, batch=BATCH, widths="gpu", on_progress=say)
         seconds["guidelines"] = time.monotonic() - start
-        table = profile(space, opened, batch=batch, folder=tables_folder(), on_progress=say)
+        if ahead:
+            whole_networks.candidates = candidates(FITTED + HELD_OUT)
+        table = profile(space, opened, batch=BATCH, folder=tables_folder(), on_progress=say)
         table = replace(table, guidelines=timings)
         table.save(path)
-        kept.unlink()
+        kept.unlink(missing_ok=True)
         seconds["table"] = time.monotonic() - start - seconds["guidelines"]
         print(f"{time.monotonic() - start:6.1f} s  {path}", flush=True)
-        found = check_table(table, space, opened, networks=int(os.environ.get("GPU_CHECKED", "30")), on_progress=say)
+        if ahead:
+            whole_networks.candidates = candidates(CHECKED)
+        found = check_table(table, space, opened, networks=CHECKED, on_progress=say)
         seconds["check"] = time.monotonic() - start - sum(seconds.values())
     error, noise = found.mean_absolute_error, found.noise_floor
     own = table.calibration
@@ -54,7 +64,7 @@ def run(name: str) -> Result:
         "3 or 1.3 times the noise",
         error <= max(0.03, 1.3 * noise),
         f"noise {noise:.2%}, bias {found.bias:+.2%}, Spearman {found.spearman:.4f}, coverage {found.coverage:.0%}",
-        f"{conditions.chip}, {conditions.runtime} {conditions.runtime_version}, batch {batch}",
+        f"{conditions.chip}, {conditions.runtime} {conditions.runtime_version}, batch {BATCH}",
         {
             "held-out error of the table": f"{own.mean_absolute_error:.2%}, noise {own.noise_floor:.2%}",
             "launch": f"{conditions.launch_ms} ms",

@@ -25,6 +25,8 @@ from hwnas.network import Conv, Linear, Network, macs
 from hwnas.space_toml import load_space
 
 SPACE, BATCH, PATHS, MANY, MANY_BATCH, SECONDS = "shufflenet-cifar", 512, 8, 20, 128, 2.0
+LEAST_STEPS = 5
+"""Each new path has PyTorch try out the kernels of its shapes, which takes seconds."""
 WAYS: dict[str, dict[str, Any]] = {
     "": {},
     ", graphs": {
@@ -101,7 +103,7 @@ def rate(images: int, take_step: Callable[[], Any]) -> str:
     for _ in range(3):
         take_step()
     times, begun = [], time.perf_counter()
-    while time.perf_counter() - begun < SECONDS:
+    while len(times) < LEAST_STEPS or time.perf_counter() - begun < SECONDS:
         started = time.perf_counter()
         take_step()
         times.append(time.perf_counter() - started)

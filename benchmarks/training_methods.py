@@ -5,7 +5,6 @@ The networks were trained from scratch already: `docs/measured/nvidia-h200-score
 nothing there; on an accelerator METHODS_IMAGES of 1,500,000 and all training images tell.
 """
 
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +15,20 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.rank_correlation import IMAGES_AT, ROOT, listener
+from benchmarks.inherited_ranking import from_scratch, within_best_third
+from benchmarks.rank_correlation import IMAGES_AT, listener
 from benchmarks.result import Result, this_machine
+from hwnas.candidate_scoring import scorer_of
 from hwnas.data import DataSet, load_data, stratified_subset
 from hwnas.methods import METHODS
-from hwnas.ranking import best_third, rank_correlation
-from hwnas.scoring import Scorer
+from hwnas.ranking import rank_correlation
 from hwnas.space import SearchSpace
 from hwnas.space_toml import load_space
 from hwnas.stages import Job, trained_supernet
 from hwnas.supernet import Supernet
 from hwnas.training import Recipe, prepare_process, start_state, training_step
 
-SPACE, SCORES = "shufflenet-cifar", ROOT / "docs" / "measured" / "nvidia-h200-scores.json"
+SPACE = "shufflenet-cifar"
 FOLDER = Path("runs/benchmark-training-methods")
 IMAGES = int(os.environ.get("METHODS_IMAGES", "2000"))
 """That enter a supernet in its training, over all paths."""
@@ -92,14 +92,13 @@ def run(name: str) -> Result:
         train=stratified_subset(data.train, TRAINING, 0),
         validation=stratified_subset(data.validation, VALIDATION, 0),
     )
-    known = {key: score for key, score in json.loads(SCORES.read_text()).items() if key.startswith("from scratch")}
-    codes = {tuple(map(int, key.split(": ")[1].split())): score for key, score in known.items()}
+    codes = from_scratch()
     scratch, variants = list(codes.values()), [Variant.read(text) for text in VARIANTS.split()]
     prepare_process(FOLDER / "compiled")
     compile_steps(variants, space, data)
     print(f"{time.monotonic() - begun:6.1f} s  compiled", flush=True)
     details: dict[str, object] = {}
-    best, scorer = 0.0, None
+    best = 0.0
     for variant in variants:
         started = time.monotonic()
         job = Job(
@@ -109,11 +108,10 @@ def run(name: str) -> Result:
         )  # fmt: skip
         _, supernet = trained_supernet(job)
         seconds = time.monotonic() - started
-        scorer = scorer.of(supernet) if scorer else Scorer(supernet, data, calibration_images=1024)
+        scorer = scorer_of(supernet, data, calibration_images=1024)
         inherited = [scorer.accuracy(data.validation, code) for code in codes]
         tau = rank_correlation(inherited, scratch)
-        top = best_third(scratch)
-        top_tau = rank_correlation([inherited[i] for i in top], [scratch[i] for i in top])
+        top_tau = within_best_third(inherited, scratch)
         seen = variant.epochs(data) * (len(data.train) // variant.batch_size) * variant.images
         details[str(variant)] = (
             f"{seen} images in {seconds:.0f} s, inherited {min(inherited):.1%} to {max(inherited):.1%}, mean "

@@ -15,7 +15,7 @@ from hwnas.network_json import from_json
 from hwnas.stages import Job, make_job
 
 if TYPE_CHECKING:
-    from hwnas.scoring import Scorer
+    from hwnas.candidate_scoring import SupernetScorer
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def gathered(where: str | None) -> Iterator[None]:
 def follow() -> None:
     """Does what the leading process orders until it ends."""
     job: Job | None = None
-    scorer: Scorer | None = None
+    scorer: SupernetScorer | None = None
     for order in processes.orders():
         if order["do"] == "work on":
             job = _same_job(order)
@@ -116,10 +116,10 @@ def _train_many(job: Job, order: dict[str, Any]) -> None:
     train_many(models, order["codes"], job.data, Recipe(**order["recipe"]), Path(order["folder"]), seed=order["seed"])
 
 
-def _scorer(job: Job) -> "Scorer":
+def _scorer(job: Job) -> "SupernetScorer":
     from flax import nnx
 
-    from hwnas.scoring import Scorer, with_weights_of_leader
+    from hwnas.candidate_scoring import scorer_of, with_weights_of_leader
     from hwnas.supernet import Supernet
 
-    return Scorer(with_weights_of_leader(Supernet(job.space, rngs=nnx.Rngs(0))), job.data)
+    return scorer_of(with_weights_of_leader(Supernet(job.space, rngs=nnx.Rngs(0))), job.data)

@@ -36,7 +36,7 @@ class Form:
             not chosen is left out of the result.
         in_pieces: of a supernet's training alone, on one device: it is not one program but a thousand, for all widths
             there are, and runs those that an architecture needs (`sliced_supernet.py`). They are quicker, but take
-            minutes to compile, spread over the first steps. Scoring, which is shorter, stays one program.
+            minutes to compile, spread over the first steps.
     """
 
     dtype: str = "float32"

@@ -99,6 +99,21 @@ def to_onnx(
     return model
 
 
+def statistics_onnx(network: Network, weights: Weights, *, batch: int) -> ModelProto:
+    """The network as it is in training: each batch norm normalises a feature map by the statistics of the map itself.
+
+    Args:
+        network, batch: as for `to_onnx`.
+        weights: arrays by name; means and variances are not needed.
+
+    Returns:
+        ONNX whose outputs are `{node name}.mean` and `{node name}.variance`, `[C]` each, of every batch norm.
+    """
+    model = ModelProto(ir_version=IR_VERSION, producer_name="hwnas", graph=_Estimator(network, weights, batch).export())
+    model.opset_import.add(domain="", version=OPSET)
+    return model
+
+
 class _Exporter:
     """One export: the graph so far, and the names that tensors have in it."""
 
@@ -266,11 +281,52 @@ class _Exporter:
         return self.constants[key]
 
     def value_info(self, tensor: Tensor) -> ValueInfoProto:
-        info = ValueInfoProto(name=self.name(tensor))
-        info.type.tensor_type.elem_type = TensorProto.FLOAT
-        for size in (self.batch, *tensor.shape):
-            info.type.tensor_type.shape.dim.add(dim_value=size)
-        return info
+        return _float_info(self.name(tensor), (self.batch, *tensor.shape))
+
+
+class _Estimator(_Exporter):
+    """An export whose batch norms take the statistics of their own input, and tell them."""
+
+    def __init__(self, network: Network, weights: Weights, batch: int) -> None:
+        super().__init__(network, weights, batch)
+        self.norms = {}
+        self.absorbed = {node.name for node in self.splits.values()}
+        self.told: list[ValueInfoProto] = []
+
+    def export(self) -> GraphProto:
+        graph = super().export()
+        del graph.output[:]
+        graph.output.extend(self.told)
+        return graph
+
+    def add(self, node: Node) -> None:
+        match node.operator:
+            case BatchNorm(epsilon=epsilon):
+                self.add_estimate(node, epsilon)
+            case _:
+                super().add(node)
+
+    def add_estimate(self, node: Node, epsilon: float) -> None:
+        name, x, axes = node.name, self.name(node.inputs[0]), self.numbers("axes", (0, 2, 3))
+        centre, away, square = (f"{name}/{what}" for what in ("centre", "away", "square"))
+        self.append("ReduceMean", centre, [x, axes], [centre], keepdims=1)
+        self.append("ReduceMean", f"{name}.mean", [x, axes], [f"{name}.mean"], keepdims=0)
+        self.append("Sub", away, [x, centre], [away])
+        self.append("Mul", square, [away, away], [square])
+        self.append("ReduceMean", f"{name}.variance", [square, axes], [f"{name}.variance"], keepdims=0)
+        inputs = [self.initializer(f"{name}.{suffix}", self.weight(node, suffix)) for suffix in ("scale", "offset")]
+        inputs += [f"{name}.mean", f"{name}.variance"]
+        self.emit("BatchNormalization", node, inputs, epsilon=epsilon)
+        for which in inputs[2:]:
+            self.told.append(_float_info(which, node.inputs[0].shape[:1]))
+
+
+def _float_info(name: str, shape: tuple[int, ...]) -> ValueInfoProto:
+    info = ValueInfoProto(name=name)
+    info.type.tensor_type.elem_type = TensorProto.FLOAT
+    for size in shape:
+        info.type.tensor_type.shape.dim.add(dim_value=size)
+    return info
 
 
 def _window(kernel: int, stride: int, padding: int) -> dict[str, list[int]]:

@@ -205,7 +205,7 @@ def searched(
     Returns:
         The study, every candidate that was measured, and the target with corrected tables.
     """
-    from hwnas.scoring import SharedScorer
+    from hwnas.candidate_scoring import SharedScorer
     from hwnas.search import search
 
     score = SharedScorer(supernet, job.data)

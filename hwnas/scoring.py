@@ -15,7 +15,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hwnas import processes
 from hwnas.data import Batch, DataSet, Split, normalize, stratified_subset
 from hwnas.jax_layers import compiled
 from hwnas.jax_network import FixedNetwork
@@ -148,33 +147,6 @@ class Scorer:
             return [tree]
         host = jax.tree.map(np.asarray, tree)
         return [jax.tree.map(lambda x, d=d: x[d], host) for d in range(len(self.devices))]
-
-
-class SharedScorer:
-    """Scores architectures of a supernet on the validation split, with the devices of all processes.
-
-    Call it in the leading process; the others must be ready for its orders (`following.follow`).
-    """
-
-    def __init__(self, supernet: Supernet, data: DataSet) -> None:
-        processes.order("score with")
-        self.scorer, self.data = Scorer(with_weights_of_leader(supernet), data), data
-
-    def __call__(self, code: Iterable[int]) -> float:
-        """The accuracy of an architecture by its encoding, as `Scorer.accuracy` tells it."""
-        code = tuple(map(int, code))
-        processes.order("score", code=code)
-        own = self.scorer.correct(self.data.validation, code, 0, processes.count())
-        return (own + sum(map(int, processes.answers()))) / len(self.data.validation)
-
-
-def with_weights_of_leader(supernet: Supernet) -> Supernet:
-    """The same network with the weights that the leading process has; all processes call it together."""
-    if processes.count() == 1:
-        return supernet
-    graph, weights = nnx.split(supernet, nnx.Param)
-    everyone = Spread(Mesh(np.array(jax.devices()), ("images",)))
-    return nnx.merge(graph, everyone.alone(everyone.of_leader(weights)))
 
 
 @jax.jit

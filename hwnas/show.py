@@ -176,7 +176,9 @@ def table_facts(table: LatencyTable) -> dict[str, Any]:
         "slowest_unit_ms": max(entries),
         **check_facts(calibration, calibration.cross_coverage),
         **({"boards": [f"{one.board}: {one.text}" for one in table.boards]} if table.boards else {}),
-        "memory": memory_facts(table.memory) if table.memory else f"not measured; {table.profile_command} measures it",
+        "memory": memory_facts(table.memory)
+        if table.memory
+        else f"not measured; {table.profile_command} does if it can",
         "cautions": texts_of(table.cautions),
         "guidelines": verdicts(table.guidelines)
         if table.guidelines

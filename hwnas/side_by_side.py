@@ -55,8 +55,8 @@ def accuracies_from_scratch(
     """
     from flax import nnx
 
+    from hwnas.candidate_scoring import scorer_of
     from hwnas.jax_network import FixedNetwork
-    from hwnas.scoring import Scorer
     from hwnas.supernet import Supernet, with_weights
     from hwnas.training import Recipe, train_many
 
@@ -80,6 +80,6 @@ def accuracies_from_scratch(
             seed=job.seed,
             on_step=on_step,
         )
-    scorer = Scorer(models[0], job.data, calibration_images=1024)
+    scorer = scorer_of(models[0], job.data, calibration_images=1024)
     of_each = zip(models, codes, strict=True)
     return [scorer.of(model).accuracy(job.data.validation, code) for model, code in of_each], checkpoints

@@ -345,9 +345,9 @@ def watched(job: Job) -> dict[str, tuple[int, ...]]:
 
 def supernet_facts(job: Job, model: "Supernet") -> dict[str, Any]:
     """Accuracy of the watched architectures of a trained supernet on the validation split."""
-    from hwnas.scoring import Scorer
+    from hwnas.candidate_scoring import scorer_of
 
-    scorer = Scorer(model, job.data)
+    scorer = scorer_of(model, job.data)
     return {
         f"{name}_validation_accuracy": scorer.accuracy(job.data.validation, code) for name, code in watched(job).items()
     }

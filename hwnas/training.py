@@ -20,13 +20,13 @@ import numpy as np
 from flax import nnx
 
 from hwnas import processes
+from hwnas.candidate_scoring import SupernetScorer, scorer_of
 from hwnas.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from hwnas.data import DataSet
 from hwnas.errors import HwnasError
 from hwnas.jax_network import FixedNetwork
 from hwnas.methods import PathSampler, without_choice
 from hwnas.network_json import to_json
-from hwnas.scoring import Scorer
 from hwnas.spread import Spread, spread_of
 from hwnas.steps import Recipe, optimizer_of, training_step, training_step_of_many
 from hwnas.supernet import Supernet
@@ -305,7 +305,7 @@ class _Watch:
 
     def __init__(self, graph: Any, data: DataSet, watched: Mapping[str, Sequence[int]]) -> None:
         self.graph, self.data, self.watched = graph, data, watched
-        self.scorer: Scorer | None = None
+        self.scorer: SupernetScorer | None = None
         self.accuracies: dict[str, float] = {}
         self.seconds, self.next = 0.0, 0.0
 
@@ -315,7 +315,7 @@ class _Watch:
         if not self.watched or started < self.next:
             return False
         model = nnx.merge(self.graph, weights)
-        self.scorer = self.scorer.of(model) if self.scorer else Scorer(model, self.data)
+        self.scorer = self.scorer.of(model) if self.scorer else scorer_of(model, self.data)
         scores, times = {}, [started]
         for name, code in self.watched.items():
             scores[name] = self.scorer.accuracy(self.data.validation, code)

@@ -37,7 +37,7 @@ from hwnas.trained import retrained
 from hwnas.whole_networks import candidates, spread
 
 if TYPE_CHECKING:
-    from hwnas.scoring import SharedScorer
+    from hwnas.candidate_scoring import SharedScorer
 
 LEAST_ARCHITECTURES, TRIALS = 4, 40
 SAMPLERS = ("evolution", "random")
@@ -203,7 +203,7 @@ def judge(job: Job, table: LatencyTable, question: Question) -> tuple[Path, Trus
 
     The trainings from scratch take batch size and learning rate of the job, unless the question has its own.
     """
-    from hwnas.scoring import SharedScorer
+    from hwnas.candidate_scoring import SharedScorer
 
     sum_ms = spread(candidates(job.space, table.unit_ms(job.space), random.Random(job.seed)), question.architectures)
     chosen = [job.space.decode(code) for code in sum_ms]

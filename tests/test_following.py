@@ -12,11 +12,11 @@ import pytest
 from conftest import TINY
 from test_lookup import random_table
 
+from hwnas.candidate_scoring import scorer_of
 from hwnas.errors import HwnasError
 from hwnas.following import _same_job
 from hwnas.network import Network
 from hwnas.network_json import from_json, to_json
-from hwnas.scoring import Scorer
 from hwnas.space import lower
 from hwnas.space_toml import parse_space
 from hwnas.stages import make_job, settings_of, trained_supernet
@@ -28,7 +28,7 @@ from flax import nnx
 from hwnas.following import gathered
 from hwnas.latency import Prediction
 from hwnas.network import macs
-from hwnas.scoring import SharedScorer
+from hwnas.candidate_scoring import SharedScorer
 from hwnas.search import search
 from hwnas.space import lower
 from hwnas.stages import make_job
@@ -144,7 +144,7 @@ def test_two_processes_judge_a_supernet_by_the_scores_that_one_process_finds(
         start(folder, HWNAS, "trust", str(runs / path.name), *judge, "--json", "--processes", place)
         for runs, place in zip((path.parent, folder / "nowhere"), places(), strict=True)
     )
-    scorer = Scorer(supernet, job.data)
+    scorer = scorer_of(supernet, job.data)
     (out, _), said = leads.communicate(), follows.communicate()
     assert [leads.returncode, follows.returncode] == [0, 0]
     assert said == ("", "")

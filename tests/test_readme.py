@@ -85,4 +85,4 @@ def test_a_table_that_ships_is_measured_and_covers_its_space(path: Path):
     assert table.conditions.origin == "measured"
     assert table.space in shipped_spaces()
     assert covers(table, load_space(table.space))
-    assert table.memory is not None
+    assert (table.memory is None) == (table.conditions.device == "gpu")  # whose runtime does not show it

@@ -72,7 +72,13 @@ def codes(space: SearchSpace) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 def test_four_spaces_are_shipped():
-    assert shipped_spaces() == ("shufflenet-224", "shufflenet-32", "shufflenet-cifar", "shufflenet-tiny")
+    assert shipped_spaces() == (
+        "shufflenet-224",
+        "shufflenet-32",
+        "shufflenet-cifar",
+        "shufflenet-cifar-small",
+        "shufflenet-tiny",
+    )
     assert all(space.name == name for name, space in SPACES.items())
 
 
