@@ -340,7 +340,9 @@ def test_a_space_is_found_by_name_or_by_file_and_else_the_names_are_listed(tmp_p
     path = tmp_path / "mine.toml"
     path.write_text(TOML, encoding="utf-8")
     assert load_space(path) == load_space(str(path)) == parse_space(TOML)
-    with pytest.raises(HwnasError, match=r"'nowhere'.*shufflenet-224, .*-32, .*-cifar, .*-cifar-small, shufflenet-tiny"):
+    with pytest.raises(
+        HwnasError, match=r"'nowhere'.*shufflenet-224, .*-32, .*-cifar, .*-cifar-small, shufflenet-tiny"
+    ):
         load_space("nowhere")
 
 
