@@ -13,8 +13,13 @@ from typing import Any
 import numpy as np
 
 KNOTS = 4
-RIDGE = 1e-3
-"""Pulls towards a slope of 1 and no cost of parameters, relative to the mean square of each column."""
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Pulls towards a slope of 1 and no cost of parameters, relative to the mean square of each column. On a GPU, where no
+cache holds the weights, the sum alone predicts best, and free factors learn what happened to the fitted networks; on a
+CPU they are needed."""
+FOLDS, BENEFIT = 10, 0.5
+"""The pull is the strongest whose cross-validated error is above the least one by at most so many standard errors of
+their difference (the rule of one standard error, Breiman et al. 1984, section 3.4.3, made narrower and paired)."""
 
 LEAST_RESIDUAL = 0.003
 """Smaller residuals weigh no more than this one: they are noise."""
@@ -59,16 +64,39 @@ def fit_line(sum_ms: Sequence[float], parameters: Sequence[int], measured_ms: Se
         sum_ms, parameters, measured_ms: of each network, `[N]`. The knots are spread evenly over the N parameters.
     """
     sums, counts, measured = (np.asarray(values, float) for values in (sum_ms, parameters, measured_ms))
+    return fitted(sums, counts, measured, _pull(sums, counts, measured))
+
+
+def _pull(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray) -> float:
+    """Which of `RIDGES`, by cross-validation; each fold has networks of the whole range."""
+    folds = min(FOLDS, len(sums) // 2)
+    if folds < 2:
+        return RIDGES[0]
+    fold_of = np.empty(len(sums), int)
+    fold_of[np.argsort(sums)] = np.arange(len(sums)) % folds
+    errors = np.empty((len(RIDGES), len(sums)))
+    for row, ridge in zip(errors, RIDGES, strict=True):
+        for fold in range(folds):
+            out = fold_of == fold
+            line = fitted(sums[~out], counts[~out], measured[~out], ridge)
+            row[out] = np.abs(measured[out] / line.latency_ms(sums[out], counts[out]) - 1)
+    above = errors - errors[errors.mean(1).argmin()]
+    close = above.mean(1) <= BENEFIT * above.std(1) / np.sqrt(len(sums))
+    return RIDGES[np.flatnonzero(close).max()]
+
+
+def fitted(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, ridge: float) -> Line:
+    """The line of arrays `[N]`, with one of `RIDGES`."""
     knots = np.unique(np.quantile(counts, np.linspace(0, 1, KNOTS)))
     shares = np.array([np.interp(np.log(counts), np.log(knots), row) for row in np.eye(len(knots))]).T
     columns = np.column_stack([np.ones(len(sums)), shares * sums[:, None], shares * counts[:, None] / 1e6])
     prior = np.concatenate([[0.0], np.ones(len(knots)), np.zeros(len(knots))])
-    factors = prior + least_absolute(columns / measured[:, None], 1 - columns @ prior / measured)
+    factors = prior + least_absolute(columns / measured[:, None], 1 - columns @ prior / measured, ridge)
     slopes, costs = np.split(factors[1:], 2)
     return Line(float(factors[0]), *(tuple(map(float, values)) for values in (knots, slopes, costs)))
 
 
-def least_absolute(columns: np.ndarray, values: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+def least_absolute(columns: np.ndarray, values: np.ndarray, ridge: float) -> np.ndarray:
     """Factors of `columns` `[N, K]` with the least absolute residuals, and small: reweighted ridge regression.
 
     `ridge` is relative to the mean square of each column.

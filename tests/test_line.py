@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hwnas.line import Line, fit_line
+from hwnas.line import RIDGES, Line, fit_line, fitted
 
 
 def drawn(count=40, seed=0):
@@ -52,3 +52,16 @@ def test_networks_of_one_size_give_one_knot():
     line = fit_line([1.0, 2.0, 3.0], [1000, 1000, 1000], [1.1, 2.1, 3.1])
     assert len(line.knots) == 1
     assert float(line.latency_ms(2.0, 1000)) == pytest.approx(2.1, rel=0.02)
+
+
+def test_where_the_sum_alone_predicts_the_other_factors_do_not_learn_the_noise_of_the_fitted_networks():
+    excess, freest = [], []
+    for seed in range(8):
+        sums, counts, rng = drawn(30, seed)
+        measured = sums * (1 + 0.02 * rng.standard_t(2, len(sums)).clip(-8, 8))
+        new_sums, new_counts, _ = drawn(200, 100 + seed)
+        lines = fit_line(sums.tolist(), counts.tolist(), measured.tolist()), fitted(sums, counts, measured, RIDGES[0])
+        for line, errors in zip(lines, (excess, freest), strict=True):
+            errors.append(np.abs(line.latency_ms(new_sums, new_counts) / new_sums - 1).mean())
+    assert np.mean(excess) < 0.01
+    assert np.mean(freest) > 2 * np.mean(excess)

@@ -9,6 +9,7 @@ import pytest
 import typer.main
 
 import hwnas
+from hwnas.calibration import calibrate
 from hwnas.cli import app
 from hwnas.latency import load_table
 from hwnas.profiling import covers
@@ -86,3 +87,13 @@ def test_a_table_that_ships_is_measured_and_covers_its_space(path: Path):
     assert table.space in shipped_spaces()
     assert covers(table, load_space(table.space))
     assert (table.memory is None) == (table.conditions.device == "gpu")  # whose runtime does not show it
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
+def test_the_line_of_a_table_that_ships_is_the_one_that_its_timings_give_today(path: Path):
+    shipped = load_table(path).calibration
+    today = calibrate(shipped.networks)
+    assert today.upper_ratio == pytest.approx(shipped.upper_ratio, rel=0.01)
+    for network in shipped.networks:
+        ms = (calibration.line.latency_ms(network.sum_ms, network.parameters) for calibration in (shipped, today))
+        assert next(ms) == pytest.approx(next(ms), rel=1e-3)
