@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hwnas.devices import Device
     from hwnas.evolution import Limit
     from hwnas.jax_network import FixedNetwork
+    from hwnas.onnx_scoring import NetworkScorer
     from hwnas.scoring import Scorer
     from hwnas.supernet import Supernet
 
@@ -32,7 +33,7 @@ class Trained:
 
     network: Network
     model: "FixedNetwork"
-    scorer: "Scorer"
+    scorer: "Scorer | NetworkScorer"
     statistics: Any
     validation_accuracy: float
     checkpoints: str
@@ -89,9 +90,11 @@ def restored(job: Job, network: Network, folder: Path, checkpoints: str) -> Trai
 
 
 def _scored(job: Job, network: Network, model: "FixedNetwork", checkpoints: str) -> Trained:
+    from hwnas.onnx_scoring import NetworkScorer
     from hwnas.scoring import Scorer
 
-    scorer = Scorer(model, job.data, calibration_images=1024)
+    kind = NetworkScorer if model.form.control_flow else Scorer
+    scorer = kind(model, job.data, calibration_images=1024)
     accuracy = scorer.accuracy(job.data.validation)
     return Trained(network, model, scorer, scorer.statistics(), accuracy, checkpoints)
 
@@ -189,6 +192,7 @@ def proved(
     `elsewhere` measures a model's latency on further devices in ms; the limit of each is named `latency on NAME`.
     """
     from hwnas.export import agreement, file_digest, measure_models, operator_counts, opset
+    from hwnas.scoring import Scorer
 
     job.listener.stage(f"Proving {output.name}")
     bare = model_of(trained, job, {})
@@ -203,7 +207,9 @@ def proved(
     facts = proof_facts(job, architecture, prediction, timing, accuracy, table_digest, memory, further)
     model = model_of(trained, job, facts)
     measured["size"] = len(model) / MEGABYTE
-    images, share, largest = agreement(model, trained.scorer, trained.statistics, job.data, batch=job.batch)
+    images, share, largest = agreement(
+        model, Scorer(trained.model, job.data), trained.statistics, job.data, batch=job.batch
+    )
     write_bytes(output, model)
     return Proof(
         images=images,

@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 from numpy_network import run_in_numpy
 
-from hwnas.candidate_scoring import IMAGES_A_RUN, CandidateScorer, scorer_of
+from hwnas.candidate_scoring import CandidateScorer, scorer_of
 from hwnas.data import DataSet, TestSplit, TrainSplit, ValidationSplit, normalize
 from hwnas.jax_layers import ACCELERATOR_FORM, LONG_CPU_FORM
+from hwnas.jax_network import FixedNetwork
+from hwnas.onnx_scoring import IMAGES_A_RUN, NetworkScorer
 from hwnas.scoring import Scorer
 from hwnas.space import lower
 from hwnas.space_toml import parse_space
@@ -67,7 +69,7 @@ def test_accuracies_and_statistics_are_those_of_each_architecture_s_network(data
             run_in_numpy(network, weights, np.asarray(normalize(batch, data.mean, data.std)))[1]
             for batch in scorer.calibration
         ]
-        found, merged = scorer.statistics(network, weights), {}
+        found, merged = scorer.statistics_of(network, weights), {}
         for name in batches[0]:
             means, variances = (np.stack([np.asarray(batch[name][i], np.float64) for batch in batches]) for i in (0, 1))
             merged[name] = means.mean(0), variances.mean(0) + means.var(0)
@@ -101,3 +103,20 @@ def test_other_weights_of_the_supernet_are_scored_by_the_same_images(data: DataS
 )
 def test_the_form_of_a_supernet_decides_what_scores_it(data: DataSet, form, kind):
     assert isinstance(scorer_of(Supernet(SPACE, rngs=nnx.Rngs(0), form=form), data), kind)
+
+
+def test_a_trained_network_has_the_statistics_and_the_accuracy_that_jax_finds(data: DataSet, supernet: Supernet):
+    largest = SPACE.largest
+    model = FixedNetwork(lower(SPACE, largest), rngs=nnx.Rngs(0), weights=slice_weights(supernet, largest))
+    scorer, in_jax = (kind(model, data, calibration_images=120, batch_size=40) for kind in (NetworkScorer, Scorer))
+    found, expected = scorer.statistics(), in_jax.statistics()
+    assert found.keys() == expected.keys()
+    for name, pair in expected.items():
+        for values, others in zip(found[name], pair, strict=True):
+            np.testing.assert_allclose(values, others, rtol=1e-3, atol=1e-4)
+    assert scorer.accuracy(data.validation) == pytest.approx(in_jax.accuracy(data.validation))
+    np.testing.assert_allclose(
+        in_jax.logits(data.validation.images[:20], found),
+        in_jax.logits(data.validation.images[:20], expected),
+        atol=1e-3,
+    )
