@@ -243,9 +243,11 @@ class Contender:
         return self.pipe.recv()
 
 
-def serve(pipe: Connection, make: Callable[..., Work], space_name: str | None, batch_size: int, options: Any) -> None:
-    """What a contender's process runs."""
-    compilations = 0
+def serve(
+    pipe: Connection, folder: str, make: Callable[..., Work], space_name: str | None, batch_size: int, options: Any
+) -> None:
+    """What a contender's process runs; its temporary files lie in a folder that outlives it."""
+    tempfile.tempdir, compilations = folder, 0
     if make in (our_training, our_scoring):
         import jax
 
@@ -275,11 +277,13 @@ def contenders(
 ) -> Iterator[list[Contender]]:
     """Starts processes one after another, each with a first piece of work, and ends them."""
     context, started = multiprocessing.get_context("spawn"), []
+    folder = tempfile.TemporaryDirectory(prefix="hwnas-contenders-")
     try:
         for name, (make, options) in makers.items():
             pipe, other = context.Pipe()
             begin = time.perf_counter()
-            process = context.Process(target=serve, args=(other, make, space, batch_size, options), daemon=True)
+            arguments = other, folder.name, make, space, batch_size, options
+            process = context.Process(target=serve, args=arguments, daemon=True)
             process.start()
             other.close()
             pipe.send(first)
@@ -289,3 +293,5 @@ def contenders(
     finally:
         for contender in started:
             contender.process.terminate()
+            contender.process.join()
+        folder.cleanup()
