@@ -95,6 +95,8 @@ def make_job() -> Job:
 
 
 def run(name: str) -> Result:
+    if name == "against-random" and "random" not in SAMPLERS:
+        raise SystemExit("With AGAINST_SPEEDUP there is no random search to compare with. Leave it out.")
     job = make_job()
     baseline = shufflenet_v2(SCALE, input_size=32, classes=10, stem_stride=1, max_pool=False)
     with open_device("cpu") as opened:
