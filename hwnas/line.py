@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 KNOTS = 4
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Pulls towards a slope of 1 and no cost of parameters, relative to the mean square of each column. On a GPU, where no
-cache holds the weights, the sum alone predicts best, and free factors learn what happened to the fitted networks; on a
-CPU they are needed."""
+RIDGES = (1e-3, 1.0)
+"""Pulls towards a slope of 1 and no cost of parameters, relative to the mean square of each column: next to none, and
+one that leaves little but the sum. On a GPU, where no cache holds the weights, the sum alone predicts best, and free
+factors learn what happened to the fitted networks; on a CPU they are needed."""
 FOLDS, BENEFIT = 10, 0.5
-"""The pull is the strongest whose cross-validated error is above the least one by at most so many standard errors of
+"""The stronger pull is taken if its cross-validated error is above the other's by at most so many standard errors of
 their difference (the rule of one standard error, Breiman et al. 1984, section 3.4.3, made narrower and paired)."""
 
 LEAST_RESIDUAL = 0.003
