@@ -16,11 +16,11 @@ from random import Random
 from hwnas.chains import chain_of, host_of, network_of
 from hwnas.composition import is_timed
 from hwnas.network import Network
-from hwnas.places import Place, places_of_architecture
+from hwnas.places import Place
 from hwnas.profiling import keys_of
 from hwnas.space import SearchSpace, lower
 from hwnas.space_toml import load_space
-from hwnas.whole_networks import FITTED, HELD_OUT, Code, Setup
+from hwnas.whole_networks import FITTED, HELD_OUT, Code, Setup, drawn_towards, sums_of
 
 BATCH = 8
 CHECKED = 30
@@ -32,11 +32,9 @@ Candidates = Callable[[SearchSpace, Mapping[Place, float], Random], dict[Code, f
 def between_ends(space: SearchSpace, count: int, rng: Random) -> list[Code]:
     """The smallest and the largest architecture and others between them, which are known before anything is timed."""
     ends = [space.encode(space.smallest), space.encode(space.largest)]
-    codes = dict.fromkeys(map(tuple, ends))
+    codes = dict.fromkeys(ends)
     while len(codes) < count:
-        end, share = rng.choice(ends), rng.random()
-        code = [e if rng.random() < share else rng.randrange(r) for e, r in zip(end, space.radices, strict=True)]
-        codes[tuple(space.canonical(code))] = None
+        codes[drawn_towards(space, ends, rng)] = None
     return list(codes)
 
 
@@ -44,10 +42,7 @@ def candidates(count: int) -> Candidates:
     """What takes the place of `whole_networks.candidates`: as many as are timed, so that each of them is."""
 
     def found(space: SearchSpace, unit_ms: Mapping[Place, float], rng: Random) -> dict[Code, float]:
-        return {
-            code: sum(unit_ms[place] for place in places_of_architecture(space, space.decode(code)))
-            for code in between_ends(space, count, rng)
-        }
+        return sums_of(space, between_ends(space, count, rng), unit_ms)
 
     return found
 
@@ -71,14 +66,14 @@ def compile_share(number: int, of: int, names: list[str]) -> None:
 
     runtime = make_runtime("xla-gpu")
     assert runtime is not None
-    options, place = dict(GPU_OPTIONS), 0
+    place = 0
     for name in names:
         space = load_space(name)
         setup = Setup(space, None, 1, BATCH, "fp32", 0)  # pyright: ignore[reportArgumentType]
         for network in networks(space):
             place += 1
             if place % of == number:
-                Model(onnx.load_model_from_string(setup.model(network)), RUNS, options)
+                Model(onnx.load_model_from_string(setup.model(network)), RUNS, GPU_OPTIONS)
                 print(space.name, place, flush=True)
 
 

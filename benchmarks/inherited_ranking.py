@@ -8,8 +8,8 @@ or its file, `INHERITED_CALIBRATION` (256) how many images the statistics are es
 import json
 import os
 
-from benchmarks.rank_correlation import IMAGES_AT, ROOT
-from benchmarks.result import Result, this_machine
+from benchmarks.rank_correlation import IMAGES_AT, ROOT, result_of
+from benchmarks.result import Result
 from hwnas.candidate_scoring import scorer_of
 from hwnas.data import load_data
 from hwnas.network import macs
@@ -19,7 +19,6 @@ from hwnas.space_toml import load_space
 from hwnas.supernet_file import read_supernet, supernet_path
 
 SCORES = ROOT / "docs" / "measured" / "nvidia-h200-scores.json"
-TARGET = 0.7
 
 
 def from_scratch() -> dict[tuple[int, ...], float]:
@@ -51,19 +50,13 @@ def run(name: str) -> Result:
         inherited.append(scorer.accuracy(data.validation, code))
         print(f"{len(inherited)}/{len(known)} {inherited[-1]:.1%}", flush=True)
     scratch = list(known.values())
-    tau, top = rank_correlation(inherited, scratch), within_best_third(inherited, scratch)
     size = rank_correlation([macs(lower(space, space.decode(code))) for code in known], scratch)
-    return Result(
-        name=name,
-        value=round(tau.tau, 3),
-        unit="Kendall tau of inherited accuracy and accuracy from scratch",
-        target=f"at least {TARGET:g}",
-        met=tau.tau >= TARGET,
-        spread=f"95 % interval {tau.low:.2f} to {tau.high:.2f} over {tau.count} architectures",
-        device=this_machine(),
-        details={
+    return result_of(
+        name,
+        rank_correlation(inherited, scratch),
+        {
             "supernet": f"{which}, statistics over {calibration} images, accuracy over {len(data.validation)}",
-            "within the best third": top.text,
+            "within the best third": within_best_third(inherited, scratch).text,
             "multiply-adds and accuracy from scratch": size.text,
             "inherited": " ".join(f"{100 * accuracy:.1f}" for accuracy in inherited),
             "from scratch": " ".join(f"{100 * accuracy:.1f}" for accuracy in scratch),

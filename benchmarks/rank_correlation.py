@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.result import Result, this_machine
 from hwnas.data import DataSet, load_data, stratified_subset
 from hwnas.latency import LatencyTable, load_table
+from hwnas.ranking import RankCorrelation
 from hwnas.runs import write_text
 from hwnas.space_toml import load_space
 from hwnas.stages import Job, Listener, measured_table
@@ -77,6 +78,20 @@ def listener() -> Listener:
     return Listener(say, lambda text: say(f"Note: {text}"), progress)
 
 
+def result_of(name: str, tau: RankCorrelation, details: dict[str, object]) -> Result:
+    """How inherited accuracies rank what was trained from scratch."""
+    return Result(
+        name=name,
+        value=round(tau.tau, 3),
+        unit="Kendall tau of inherited accuracy and accuracy from scratch",
+        target=f"at least {TARGET:g}",
+        met=tau.tau >= TARGET,
+        spread=f"95 % interval {tau.low:.2f} to {tau.high:.2f} over {tau.count} architectures",
+        device=this_machine(),
+        details=details,
+    )
+
+
 def run(name: str) -> Result:
     data = images()
     prepare_process(FOLDER / "compiled")
@@ -102,16 +117,10 @@ def run(name: str) -> Result:
     )
     folder, report = judge(job, latency_table(job), question)
     write_text(folder / "trust.svg", trust_picture(report) + "\n")
-    tau = report.correlation
-    return Result(
-        name=name,
-        value=round(tau.tau, 3),
-        unit="Kendall tau of inherited accuracy and accuracy from scratch",
-        target=f"at least {TARGET:g}",
-        met=tau.tau >= TARGET,
-        spread=f"95 % interval {tau.low:.2f} to {tau.high:.2f} over {tau.count} architectures",
-        device=this_machine(),
-        details={
+    return result_of(
+        name,
+        report.correlation,
+        {
             "report": " ".join(trust_words(report)),
             "supernet": f"{SPACE} by {METHOD}, paths {PATHS or 'as usual'}, {SUPERNET_EPOCHS} epochs, "
             f"batch {BATCH_SIZE}, rate {LEARNING_RATE:g}",

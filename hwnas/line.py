@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 KNOTS = 4
-RIDGES = (1e-3, 1.0)
+FREE, HELD = 1e-3, 1.0
 """Pulls towards a slope of 1 and no cost of parameters, relative to the mean square of each column: next to none, and
 one that leaves little but the sum. On a GPU, where no cache holds the weights, the sum alone predicts best, and free
 factors learn what happened to the fitted networks; on a CPU they are needed."""
@@ -68,25 +68,27 @@ def fit_line(sum_ms: Sequence[float], parameters: Sequence[int], measured_ms: Se
 
 
 def _pull(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray) -> float:
-    """Which of `RIDGES`, by cross-validation; each fold has networks of the whole range."""
+    """`FREE` or `HELD`, by cross-validation; each fold has networks of the whole range."""
     folds = min(FOLDS, len(sums) // 2)
     if folds < 2:
-        return RIDGES[0]
+        return FREE
     fold_of = np.empty(len(sums), int)
     fold_of[np.argsort(sums)] = np.arange(len(sums)) % folds
-    errors = np.empty((len(RIDGES), len(sums)))
-    for row, ridge in zip(errors, RIDGES, strict=True):
+
+    def errors(ridge: float) -> np.ndarray:
+        found = np.empty(len(sums))
         for fold in range(folds):
             out = fold_of == fold
             line = fitted(sums[~out], counts[~out], measured[~out], ridge)
-            row[out] = np.abs(measured[out] / line.latency_ms(sums[out], counts[out]) - 1)
-    above = errors - errors[errors.mean(1).argmin()]
-    close = above.mean(1) <= BENEFIT * above.std(1) / np.sqrt(len(sums))
-    return RIDGES[np.flatnonzero(close).max()]
+            found[out] = np.abs(measured[out] / line.latency_ms(sums[out], counts[out]) - 1)
+        return found
+
+    above = errors(HELD) - errors(FREE)
+    return HELD if above.mean() <= BENEFIT * above.std() / np.sqrt(len(sums)) else FREE
 
 
 def fitted(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, ridge: float) -> Line:
-    """The line of arrays `[N]`, with one of `RIDGES`."""
+    """The line of arrays `[N]`, pulled by `ridge`."""
     knots = np.unique(np.quantile(counts, np.linspace(0, 1, KNOTS)))
     shares = np.array([np.interp(np.log(counts), np.log(knots), row) for row in np.eye(len(knots))]).T
     columns = np.column_stack([np.ones(len(sums)), shares * sums[:, None], shares * counts[:, None] / 1e6])

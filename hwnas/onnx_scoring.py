@@ -4,19 +4,19 @@ The program that XLA makes of a supernet on a CPU takes several times as long, a
 accelerators `scoring.Scorer` does the same in JAX.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 
-from hwnas.data import DataSet, Split, stratified_subset
+from hwnas.data import DataSet, Split
 from hwnas.jax_network import FixedNetwork
+from hwnas.machine_facts import CORES
 from hwnas.network import Network
 from hwnas.onnx_model import Weights, statistics_onnx, to_onnx
+from hwnas.scoring import calibration_batches, part_of
 
 IMAGES_A_RUN = 16
 """Few enough that the feature maps of a core stay in its cache."""
@@ -36,11 +36,9 @@ class OnnxScorer:
 
     def __init__(self, data: DataSet, *, calibration_images: int = 256, batch_size: int = 64) -> None:
         self.batch_size = min(batch_size, len(data.train))
-        count = max(1, min(calibration_images, len(data.train)) // self.batch_size)
-        chosen = stratified_subset(data.train, count * self.batch_size, seed=0).batches(self.batch_size, seed=0)
-        self.calibration = [batch.images for batch in chosen]
+        self.calibration = [batch.images for batch in calibration_batches(data, calibration_images, self.batch_size)]
         self.mean, self.std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (data.mean, data.std))
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = len(CORES)
 
     def correct_of(self, network: Network, weights: Weights, split: Split, part: int = 0, parts: int = 1) -> int:
         """How many images of a part of a split a network classifies rightly; parts are made of whole batches.
@@ -48,9 +46,7 @@ class OnnxScorer:
         Args:
             weights: arrays by name; means and variances of batch norms are estimated first.
         """
-        batches = -(-len(split) // self.batch_size)
-        first, end = part * batches // parts, (part + 1) * batches // parts
-        chosen = islice(split.batches(self.batch_size, seed=None, start_batch=first), end - first)
+        chosen = part_of(split, self.batch_size, part, parts)
         logits = self.logits_of(network, {**weights, **self.statistics_of(network, weights)})
         return sum(self._on_cores(lambda batch: int((logits(batch.images).argmax(-1) == batch.labels).sum()), chosen))
 

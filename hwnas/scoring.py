@@ -29,6 +29,19 @@ def run(model: Supernet | FixedNetwork, images: Any, code: Any, statistics: Stat
     return model(images, statistics)
 
 
+def calibration_batches(data: DataSet, images: int, batch_size: int) -> Iterator[Batch]:
+    """Whole batches of training images, evenly by class and always the same, that statistics are estimated over."""
+    count = max(1, min(images, len(data.train)) // batch_size)
+    return stratified_subset(data.train, count * batch_size, seed=0).batches(batch_size, seed=0)
+
+
+def part_of(split: Split, batch_size: int, part: int, parts: int) -> Iterator[Batch]:
+    """The batches of one of several parts of a split, in order."""
+    batches = -(-len(split) // batch_size)
+    first, end = part * batches // parts, (part + 1) * batches // parts
+    return islice(split.batches(batch_size, seed=None, start_batch=first), end - first)
+
+
 class Scorer:
     """Scores architectures of one trained network; compiled once for all of them.
 
@@ -52,8 +65,7 @@ class Scorer:
         self.spread = Spread(Mesh(np.array(self.devices), ("images",)) if len(self.devices) > 1 else None)
         self.weights = self.spread.everywhere(weights)
         self.batch_size = min(batch_size or (64 if model.form.control_flow else 256), len(data.train))
-        count = max(1, min(calibration_images, len(data.train)) // self.batch_size)
-        chosen = stratified_subset(data.train, count * self.batch_size, seed=0).batches(self.batch_size, seed=0)
+        chosen = calibration_batches(data, calibration_images, self.batch_size)
         self.calibration = [(self._placed(batches), len(batches)) for batches in self._rounds(chosen)]
 
         def statistics(weights, images, code):
@@ -98,9 +110,7 @@ class Scorer:
 
     def correct(self, split: Split, code: tuple[int, ...], part: int = 0, parts: int = 1) -> int:
         """How many images of a part of a split one architecture classifies rightly; parts are made of whole batches."""
-        statistics, batches = self.statistics(code), -(-len(split) // self.batch_size)
-        first, end = part * batches // parts, (part + 1) * batches // parts
-        chosen = islice(split.batches(self.batch_size, seed=None, start_batch=first), end - first)
+        statistics, chosen = self.statistics(code), part_of(split, self.batch_size, part, parts)
         return sum(
             int((logits.argmax(-1) == batch.labels).sum())
             for batches in self._rounds(chosen)

@@ -207,9 +207,8 @@ def proved(
     facts = proof_facts(job, architecture, prediction, timing, accuracy, table_digest, memory, further)
     model = model_of(trained, job, facts)
     measured["size"] = len(model) / MEGABYTE
-    images, share, largest = agreement(
-        model, Scorer(trained.model, job.data), trained.statistics, job.data, batch=job.batch
-    )
+    in_jax = trained.scorer if isinstance(trained.scorer, Scorer) else Scorer(trained.model, job.data)
+    images, share, largest = agreement(model, in_jax, trained.statistics, job.data, batch=job.batch)
     write_bytes(output, model)
     return Proof(
         images=images,

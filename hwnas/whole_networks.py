@@ -5,7 +5,7 @@ table grow with what a search looks for, and a random draw would hold little of 
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -170,11 +170,19 @@ def candidates(space: SearchSpace, unit_ms: Mapping[Place, float], rng: random.R
         The sum of the units' milliseconds by encoding.
     """
     extremes = [space.encode(extreme_architecture(space, unit_ms, slowest=slowest)) for slowest in (False, True)]
-    codes = list(extremes)
-    for _ in range(CANDIDATES):
-        extreme, share = rng.choice(extremes), rng.random()
-        code = [e if rng.random() < share else rng.randrange(r) for e, r in zip(extreme, space.radices, strict=True)]
-        codes.append(space.canonical(code))
+    codes = [*extremes, *(drawn_towards(space, extremes, rng) for _ in range(CANDIDATES))]
+    return sums_of(space, codes, unit_ms)
+
+
+def drawn_towards(space: SearchSpace, extremes: Sequence[Code], rng: random.Random) -> Code:
+    """A random architecture, drawn more or less towards one of the extremes."""
+    extreme, share = rng.choice(extremes), rng.random()
+    code = [e if rng.random() < share else rng.randrange(r) for e, r in zip(extreme, space.radices, strict=True)]
+    return space.canonical(code)
+
+
+def sums_of(space: SearchSpace, codes: Iterable[Code], unit_ms: Mapping[Place, float]) -> dict[Code, float]:
+    """The sum of the units' milliseconds by encoding."""
     return {code: sum(unit_ms[p] for p in places_of_architecture(space, space.decode(code))) for code in codes}
 
 

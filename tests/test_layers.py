@@ -159,7 +159,7 @@ SAME_FLOOR = {
     "image_sources": {"images"},
     "data": {"datasets", "image_sources", "images"},
     "candidate_scoring": {"data", "onnx_scoring", "scoring"},
-    "onnx_scoring": {"data"},
+    "onnx_scoring": {"data", "scoring"},
     "scoring": {"data"},
     "steps": {"data", "scoring"},
     "training": {"candidate_scoring", "data", "steps"},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hwnas.line import RIDGES, Line, fit_line, fitted
+from hwnas.line import FREE, Line, fit_line, fitted
 
 
 def drawn(count=40, seed=0):
@@ -60,7 +60,7 @@ def test_where_the_sum_alone_predicts_the_other_factors_do_not_learn_the_noise_o
         sums, counts, rng = drawn(30, seed)
         measured = sums * (1 + 0.02 * rng.standard_t(2, len(sums)).clip(-8, 8))
         new_sums, new_counts, _ = drawn(200, 100 + seed)
-        lines = fit_line(sums.tolist(), counts.tolist(), measured.tolist()), fitted(sums, counts, measured, RIDGES[0])
+        lines = fit_line(sums.tolist(), counts.tolist(), measured.tolist()), fitted(sums, counts, measured, FREE)
         for line, errors in zip(lines, (excess, freest), strict=True):
             errors.append(np.abs(line.latency_ms(new_sums, new_counts) / new_sums - 1).mean())
     assert np.mean(excess) < 0.01
