@@ -75,7 +75,7 @@ def our_training(space: SearchSpace | None, batch_size: int, *, in_pieces: bool 
         model = FixedNetwork(network_1x(), rngs=nnx.Rngs(0))
     else:
         model = Supernet(space, rngs=nnx.Rngs(0), form=Form(in_pieces=in_pieces))
-    _, state = start_state(model, recipe)
+    _, state = start_state(model)
     step, batches, key = training_step(model, recipe, data), endless_batches(data, batch_size), jax.random.key(0)
     number = 0
 
@@ -104,9 +104,7 @@ def pieces_of(space: SearchSpace, images: int, architectures: Iterable[Architect
     targets: Any = jax.ShapeDtypeStruct((images, space.classes), np.float32)
     for architecture in architectures:
         tape = Tape(own, call=survey)
-        tape.gradients(
-            sliced_supernet.loss(tape, sliced_supernet.logits(tape, space, architecture, batch), targets), dict(own)
-        )
+        tape.gradients(sliced_supernet.loss(tape, sliced_supernet.logits(tape, space, architecture, batch), targets))
     return len(survey)
 
 

@@ -63,7 +63,7 @@ def our_cases() -> dict[str, tuple[int, Callable[[], Any]]]:
 
     def case(model: Any, batch: int, paths: int, many: int, options: dict[str, Any] | None = None) -> Callable[[], Any]:
         recipe = Recipe(epochs=1, batch_size=batch)
-        _, state = start_state(model, recipe)
+        _, state = start_state(model)
         codes = np.array([space.encode(space.sample(rng)) for _ in range(max(paths, many))], np.int32)
         if many:
             state = jax.tree.map(lambda leaf: jnp.stack([leaf] * many), state)

@@ -71,7 +71,7 @@ def compile_steps(variants: list[Variant], space: SearchSpace, data: DataSet) ->
         distils, paths, batch_size = shape
         recipe = Recipe(1, batch_size)
         model = Supernet(space, rngs=nnx.Rngs(0))
-        _, state = start_state(model, recipe)
+        _, state = start_state(model)
         images, labels = next(data.train.batches(batch_size, seed=0)).divided(1 if distils else paths)
         codes = np.zeros((paths, len(space.radices)), np.int32)
         rest = jax.random.key(0), 0.1, images, labels, codes

@@ -7,8 +7,8 @@ what a tape would run, so that it can be compiled beforehand, on all cores.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwnas.jax_layers import Array
-from hwnas.row_layers import rows_at
+from hwnas.row_layers import one_of, rows_at
 
 Function = Callable[..., Array]
 """A function of a module, `(own, maps, places, **options) -> y`.
@@ -28,6 +28,12 @@ images and targets. The options are constants.
 """
 
 Weights = Mapping[str, Array]
+
+Unit = tuple[str, int | None]
+"""The prefix of a unit's weights' names, and where those of several units are stacked, its place there."""
+
+OfUnit = tuple[Unit, dict[str, Array]]
+"""Gradients by some of a unit's weights, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +68,12 @@ class Tape:
         self, weights: Weights, call: Callable[..., Any] = lambda program, *arguments: program(*arguments)
     ) -> None:
         self.weights, self.call = weights, call
-        self._back: list[Callable[[dict[object, Array], dict[str, Array]], None]] = []
+        self._back: list[Callable[[dict[object, Array]], OfUnit | None]] = []
 
     def run(
         self,
         function: Function,
-        unit: tuple[str, int | None],
+        unit: Unit,
         names: Sequence[str],
         maps: Sequence[Value],
         places: tuple[Any, ...] = (),
@@ -77,7 +83,7 @@ class Tape:
 
         Args:
             function: the piece.
-            unit: the prefix of its weights' names, and where those of several units are stacked, its place there.
+            unit: whose piece it is.
             names: the weights that it takes.
             maps, places, options: its other arguments.
         """
@@ -87,13 +93,12 @@ class Tape:
         made = Value(self.call(_forward, piece, own, at, arrays, places))
         key, keys = made.key, [value.key for value in maps]
 
-        def back(gradients: dict[object, Array], totals: dict[str, Array]) -> None:
-            of_own = {name: totals[prefix + name] for name in names}
-            of_own, of_maps = self.call(_backward, piece, of_own, own, at, arrays, places, gradients.pop(key))
-            totals.update({prefix + name: total for name, total in of_own.items()})
+        def back(gradients: dict[object, Array]) -> OfUnit:
+            of_own, of_maps = self.call(_backward, piece, own, at, arrays, places, gradients.pop(key))
             for map_key, one in zip(keys, of_maps, strict=True):
                 known = gradients.get(map_key)
                 gradients[map_key] = one if known is None else self.call(_added, known, one)
+            return unit, of_own
 
         self._back.append(back)
         return made
@@ -103,7 +108,7 @@ class Tape:
         rest, entry = Value(x.array), Value(self.call(_taken, x.array, order))
         key, rest_key, entry_key = x.key, rest.key, entry.key
 
-        def back(gradients: dict[object, Array], totals: dict[str, Array]) -> None:
+        def back(gradients: dict[object, Array]) -> None:
             gradients[key] = self.call(_replaced, gradients.pop(rest_key), order, gradients.pop(entry_key))
 
         self._back.append(back)
@@ -114,18 +119,31 @@ class Tape:
         x = Value(self.call(_replaced, rest.array, order, y.array))
         key, rest_key, y_key = x.key, rest.key, y.key
 
-        def back(gradients: dict[object, Array], totals: dict[str, Array]) -> None:
+        def back(gradients: dict[object, Array]) -> None:
             g = gradients[rest_key] = gradients.pop(key)
             gradients[y_key] = self.call(_taken, g, order)
 
         self._back.append(back)
         return x
 
-    def gradients(self, of: Value, totals: dict[str, Array]) -> None:
-        """Adds the gradient of a scalar by each weight to its total; the memory of the totals is given away."""
+    def gradients(self, of: Value) -> list[OfUnit]:
+        """The gradients of a scalar by all weights that were used."""
         found: dict[object, Array] = {of.key: self.call(_one, of.array)}
+        of_units = []
         while self._back:  # each lets go of what it kept
-            self._back.pop()(found, totals)
+            if of_unit := self._back.pop()(found):
+                of_units.append(of_unit)
+        return of_units
+
+
+def add_all(totals: Mapping[str, np.ndarray], gradients: Iterable[OfUnit]) -> None:
+    """Adds gradients to those of all weights; numpy does, for which nothing need be compiled."""
+    for (prefix, index), of_own in gradients:
+        for name, gradient in of_own.items():
+            total = totals[prefix + name]
+            if index is not None:
+                total = total[index]
+            total += np.asarray(gradient)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -133,18 +151,15 @@ def _forward(piece, weights, at, maps, places):
     return piece(_own(weights, at), maps, places)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _backward(piece, totals, weights, at, maps, places, g):
-    _, pull = jax.vjp(lambda own, maps: piece(own, maps, places), _own(weights, at), maps)
-    of_own, of_maps = pull(g)
-    added = (lambda total, one: total.at[at[0]].add(one)) if at else jnp.add
-    return jax.tree.map(added, totals, of_own), of_maps
+@partial(jax.jit, static_argnums=0)
+def _backward(piece, weights, at, maps, places, g):
+    return jax.vjp(lambda own, maps: piece(own, maps, places), _own(weights, at), maps)[1](g)
 
 
 def _own(weights: Any, at: tuple[Array, ...]) -> Any:
     if not at:
         return weights
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, at[0], 0, keepdims=False), weights)
+    return one_of(weights, at[0])
 
 
 _taken = jax.jit(rows_at)
@@ -169,33 +184,34 @@ def _one(x: Array) -> Array:
 
 
 class Survey:
-    """Stands in for the calls of a tape: nothing is computed, but what would be compiled for it is found.
+    """Stands in for the calls of a tape: nothing is computed, but what would be compiled for it is, on all cores.
 
     Of what such a tape is given only the shapes count, and feature maps are `jax.ShapeDtypeStruct`.
     """
 
     def __init__(self) -> None:
         self._shapes: dict[Any, Any] = {}
-        self._missing: list[tuple[Any, tuple[Any, ...]]] = []
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._begun: list[Future[Any]] = []
 
     def __call__(self, program: Any, *arguments: Any) -> Any:
+        """The shapes of what a compiled function would return; if they are new, it begins to compile it."""
         pieces = tuple(argument for argument in arguments if isinstance(argument, Piece))
         leaves, tree = jax.tree.flatten(arguments[len(pieces) :])
         key = program, pieces, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         if key not in self._shapes:
             shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-            arguments = (*pieces, *jax.tree.unflatten(tree, shapes))
-            self._shapes[key] = program.eval_shape(*arguments)
-            self._missing.append((program, arguments))
+            traced = program.trace(*pieces, *jax.tree.unflatten(tree, shapes))
+            self._shapes[key] = traced.out_info
+            self._begun.append(self._pool.submit(lambda: traced.lower().compile()))
         return self._shapes[key]
 
     def __len__(self) -> int:
         """How many different calls there were."""
         return len(self._shapes)
 
-    def compile(self) -> None:
-        """Compiles what the tapes since the last time would have compiled when run."""
-        missing, self._missing = self._missing, []
-        missing.sort(key=lambda found: found[0] is not _backward)  # what takes longest comes first
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda found: found[0].lower(*found[1]).compile(), missing))
+    def wait(self) -> None:
+        """Until all is compiled that tapes would have compiled when run."""
+        begun, self._begun = self._begun, []
+        for compiling in begun:
+            compiling.result()

@@ -48,6 +48,26 @@ def inverse_of(places: Array, count: int) -> Array:
     return jnp.full(count, -1).at[target].set(jnp.arange(places.shape[0]), mode="drop")
 
 
+def rows_from(x: Array, start: Array | int, count: int) -> Array:
+    """`count` rows of x from `start` on, which is not negative: to allow for that would take a kernel more."""
+    return lax.dynamic_slice_in_dim(x, start, count, allow_negative_indices=False)
+
+
+def with_rows(x: Array, rows: Array, start: Array | int) -> Array:
+    """x with other rows from `start` on."""
+    return lax.dynamic_update_slice_in_dim(x, rows, start, 0, allow_negative_indices=False)
+
+
+def one_of(stacked: Any, index: Array | int) -> Any:
+    """Number `index` of a pytree of stacked arrays."""
+    return jax.tree.map(lambda leaf: rows_from(leaf, index, 1)[0], stacked)
+
+
+def with_one(stacked: Any, index: Array | int, new: Any) -> Any:
+    """Stacked arrays with another number `index`."""
+    return jax.tree.map(lambda leaf, one: with_rows(leaf, one[None], index), stacked, new)
+
+
 def row_sum(x: Array) -> Array:
     """The sum of each channel: `[C, H, W, N] -> [C]`; the innermost axis last, which no vector unit can sum."""
     return x.sum((1, 2)).sum(1)
@@ -91,9 +111,9 @@ def _norm_forward(x, scale, offset):
 def _norm_backward(saved, cotangents):
     x, scale, mean, inverse = saved
     g, count = cotangents[0].astype(jnp.float32), x[0].size
-    normal = (x.astype(jnp.float32) - spread(mean)) * spread(inverse)
-    g_offset, g_scale = row_sum(g), row_sum(g * normal)
-    g_x = (g - spread(g_offset / count) - normal * spread(g_scale / count)) * spread(inverse * scale)
+    centred = x.astype(jnp.float32) - spread(mean)  # as the forward pass has it: where both are one program, once
+    g_offset, g_scale = row_sum(g), row_sum(g * centred) * inverse
+    g_x = (g - spread(g_offset / count) - centred * spread(g_scale * inverse / count)) * spread(inverse * scale)
     return g_x.astype(x.dtype), g_scale, g_offset
 
 
@@ -331,11 +351,11 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _cut(tree: Any, start: Array, block: int) -> Any:
-    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, block), tree)
+    return jax.tree.map(lambda leaf: rows_from(leaf, start, block), tree)
 
 
 def _put(tree: Any, part: Any, start: Array) -> Any:
-    return jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, start, 0), tree, part)
+    return jax.tree.map(lambda leaf, new: with_rows(leaf, new, start), tree, part)
 
 
 def _blocks_forward(run, block, starts, count, maps, parameters, choices):

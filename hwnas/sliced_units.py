@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwnas.jax_layers import Array
-from hwnas.pieces import Tape, Value
+from hwnas.pieces import Tape, Unit, Value
 from hwnas.row_layers import depthwise_rows, norm_rows, take_rows, whole_product_rows
 from hwnas.space import SearchSpace
 from hwnas.units import UnitChoice
@@ -26,7 +26,6 @@ SIZES = 6
 Own = dict[str, Array]
 Order = tuple[np.ndarray, np.ndarray]
 """As `take_rows` takes it: the row that each one comes from, and where each one goes."""
-Unit = tuple[str, int | None]
 
 
 # ---- pieces ------------------------------------------------------------------------------------------------------

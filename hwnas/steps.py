@@ -15,7 +15,8 @@ from hwnas import sliced_supernet
 from hwnas.data import DataSet, augment
 from hwnas.jax_layers import compiled
 from hwnas.jax_network import FixedNetwork
-from hwnas.pieces import Survey, Tape
+from hwnas.optimizer import Vectors, in_vectors, like, sizes, updated
+from hwnas.pieces import Survey, Tape, add_all
 from hwnas.scoring import run
 from hwnas.sliced_supernet import in_pieces
 from hwnas.space import SearchSpace
@@ -44,20 +45,6 @@ class Recipe:
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
     warm_up: float = 0.1
-
-
-def optimizer_of(recipe: Recipe) -> optax.GradientTransformation:
-    """SGD without its learning rate, which is an argument of the step, so that no schedule compiles anew."""
-
-    def decays(weights):
-        # by name: the norms of a supernet's later units are stacked, and have two axes as kernels have
-        return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), weights)
-
-    return optax.chain(
-        optax.clip_by_global_norm(5.0),
-        optax.add_decayed_weights(recipe.weight_decay, mask=decays),
-        optax.trace(0.9, nesterov=True),
-    )
 
 
 def training_step(
@@ -103,11 +90,10 @@ def _examples(
     return shared.path_images(images), shared.path_images(targets)
 
 
-def _updated(recipe: Recipe, weights: Any, moments: Any, gradient: Any, paths: int, rate: Any) -> tuple[Any, Any]:
-    """Weights and moments after a step with a gradient summed over the paths."""
-    gradient = jax.tree.map(lambda leaf: leaf / paths, gradient)
-    updates, moments = optimizer_of(recipe).update(gradient, moments, weights)
-    return jax.tree.map(lambda old, update: old - rate * update, weights, updates), moments
+def _updated(recipe: Recipe, old: Vectors, moments: Any, total: Vectors, paths: Any, rate: Any) -> tuple[Vectors, Any]:
+    """Weights and moments after a step with a gradient that is a total over the paths."""
+    gradient = jax.tree.map(lambda one: one / paths, total)
+    return updated(old, moments, gradient, rate, recipe.weight_decay)
 
 
 def _step(
@@ -157,7 +143,9 @@ def _step(
         images, targets = _examples(recipe, data, shared, key, images, labels)
         of_paths = in_turn if control_flow else at_once
         gradient, losses = of_paths(weights, images, targets, codes)
-        return *_updated(recipe, weights, moments, gradient, len(codes), rate), losses
+        total = in_vectors(gradient)
+        vectors, moments = _updated(recipe, in_vectors(weights), moments, total, len(codes), rate)
+        return like(weights, vectors), moments, losses
 
     return step
 
@@ -172,21 +160,25 @@ class _StepInPieces:
         def begin(key, images, labels):
             return tuple(map(tuple, _examples(recipe, data, ONE_DEVICE, key, images, labels)))
 
-        @partial(jax.jit, static_argnums=4, donate_argnums=(0, 1))
-        def end(weights, moments, gradient, rate, paths):
-            return _updated(recipe, weights, moments, gradient, paths, rate)
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def end(old, moments, total, rate, paths):
+            return _updated(recipe, old, moments, total, paths, rate)
 
-        self._begin, self._end = begin, end
-        self._zeros = jax.jit(lambda weights: jax.tree.map(jnp.zeros_like, weights))
+        self._begin: Any = begin
+        self._end: Any = end
 
     def __call__(self, weights, moments, key, rate, images, labels, codes):
         architectures = [self.space.decode(code) for code in np.asarray(codes).tolist()]
-        images, targets = self._begin(key, images, labels)
-        own, tree = sliced_supernet.named(weights)
+        own = sliced_supernet.named(weights)[0]
+        total = {which: np.zeros(size, np.float32) for which, size in sizes(weights).items()}
+        rate, paths = np.float32(rate), np.float32(len(architectures))
+        self.survey(self._end, total, moments, total, rate, paths)
+        shapes = self.survey(self._begin, key, images, labels)
         for architecture in architectures:
-            self._path(own, images[0], targets[0], architecture, dict(own), call=self.survey)
-        self.survey.compile()
-        totals, losses, teacher = self._zeros(own), [], None
+            self._path(own, *(of_paths[0] for of_paths in shapes), architecture, None, call=self.survey)
+        self.survey.wait()
+        images, targets = self._begin(key, images, labels)
+        totals, losses, teacher = dict(zip(own, jax.tree.leaves(like(weights, total)), strict=True)), [], None
         for number, architecture in enumerate(architectures):
             part = 0 if self.distils else number
             aim = targets[part] if teacher is None else teacher
@@ -194,13 +186,17 @@ class _StepInPieces:
             losses.append(loss)
             if self.distils and teacher is None:
                 teacher = jax.nn.softmax(logits)
-        gradient = tree.unflatten([totals[name] for name in own])
-        return *self._end(weights, moments, gradient, rate, len(losses)), jnp.stack(losses)
+        old = in_vectors(jax.tree.map(np.asarray, weights), np)
+        vectors, moments = self._end(old, moments, total, rate, paths)
+        new = like(weights, jax.tree.map(np.asarray, vectors))
+        return jax.device_put(new), moments, np.array([float(loss) for loss in losses])
 
     def _path(self, own, images, targets, architecture, totals, **options) -> tuple[Any, Any]:
-        """Loss and logits of one path, whose gradient is added to the totals."""
+        """Loss and logits of one path, whose gradient is added to the totals, if there are any."""
         tape = Tape(own, **options)
         logits = sliced_supernet.logits(tape, self.space, architecture, images)
         loss = sliced_supernet.loss(tape, logits, targets)
-        tape.gradients(loss, totals)
+        gradients = tape.gradients(loss)
+        if totals is not None:
+            add_all(totals, gradients)
         return loss.array, logits.array

@@ -27,8 +27,9 @@ from hwnas.errors import HwnasError
 from hwnas.jax_network import FixedNetwork
 from hwnas.methods import PathSampler, without_choice
 from hwnas.network_json import to_json
+from hwnas.optimizer import first_moments
 from hwnas.spread import Spread, spread_of
-from hwnas.steps import Recipe, optimizer_of, training_step, training_step_of_many
+from hwnas.steps import Recipe, training_step, training_step_of_many
 from hwnas.supernet import Supernet
 
 Model = TypeVar("Model", Supernet, FixedNetwork)
@@ -131,7 +132,7 @@ def train(
             f"Each of the {count} paths of a step takes an equal part of the batch; a batch of {recipe.batch_size} "
             f"does not divide. Give a --batch-size that is a multiple of {count}."
         )
-    graph, state = start_state(model, recipe)
+    graph, state = start_state(model)
     parts = 1 if distils else count
     shared = spread_of(recipe.batch_size // parts)
     _order("train", model, recipe, folder, seed, paths=paths(0).shape, distils=distils)
@@ -179,7 +180,7 @@ def train_many(
         codes: the encoding of each.
         data, recipe, folder, seed, on_step: as for `train`; the checkpoints hold all of them.
     """
-    starts = [start_state(model, recipe) for model in models]
+    starts = [start_state(model) for model in models]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in starts))
     graph, each, shared = starts[0][0], np.array(codes, np.int32)[:, None], spread_of(recipe.batch_size)
     _order("train many", models[0], recipe, folder, seed, codes=each[:, 0].tolist())
@@ -266,11 +267,11 @@ def _inputs(
             step += 1
 
 
-def start_state(model: Model, recipe: Recipe) -> tuple[Any, Any]:
+def start_state(model: Model) -> tuple[Any, Any]:
     """The graph of a network, and `(weights, moments)` to start from; the weights are copies."""
     graph, weights = nnx.split(model, nnx.Param)
     weights = jax.device_put(weights, may_alias=False)  # each step gives its input's memory away
-    return graph, (weights, jax.jit(optimizer_of(recipe).init)(weights))
+    return graph, (weights, first_moments(weights))
 
 
 def trained_already(model: Model, folder: Path) -> Model | None:
@@ -279,8 +280,7 @@ def trained_already(model: Model, folder: Path) -> Model | None:
     if found is None:
         return None
     graph, weights = nnx.split(model, nnx.Param)
-    moments = optimizer_of(Recipe(epochs=1)).init(weights)  # their shapes are the same for all recipes
-    return nnx.merge(graph, load_checkpoint(found[1], (weights, moments))[0])
+    return nnx.merge(graph, load_checkpoint(found[1], (weights, first_moments(weights)))[0])
 
 
 class _Pace:

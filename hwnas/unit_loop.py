@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from hwnas.row_layers import one_of, rows_from, with_one, with_rows
+
 Array = jax.Array
 
 Unit = Callable[[Any, Array, Any, Any], tuple[Array, Any, Any]]
@@ -50,12 +52,12 @@ def over_units(loop: Loop, count: Array, weights: Any, x: Array, state: Any, own
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _over_units(loop, count, weights, x, state, own):
-    told = _stacks(jax.eval_shape(loop.unit, _at(weights, 0), x, state, _at(own, 0))[2], _length(own))
+    told = _stacks(jax.eval_shape(loop.unit, one_of(weights, 0), x, state, one_of(own, 0))[2], _length(own))
 
     def step(i, carry):
         x, state, told = carry
-        x, state, new = loop.unit(_at(weights, i), x, state, _at(own, i))
-        return x, state, _put(told, new, i)
+        x, state, new = loop.unit(one_of(weights, i), x, state, one_of(own, i))
+        return x, state, with_one(told, i, new)
 
     return lax.fori_loop(0, count, step, (x, state, told))
 
@@ -81,16 +83,16 @@ def _pull(how: Any, weights: Any, kept: list[Array]) -> Any:
 
 
 def _forward(loop, count, weights, x, state, own):
-    shapes = jax.eval_shape(lambda *inputs: _pulled(loop, *inputs)[:2], _at(weights, 0), x, state, _at(own, 0))
+    shapes = jax.eval_shape(lambda *inputs: _pulled(loop, *inputs)[:2], one_of(weights, 0), x, state, one_of(own, 0))
     told, stacks = _stacks(shapes[0][2], _length(own)), _stacks(shapes[1], _length(own))
 
     def step(i, carry):
         x, state, told, stacks = carry
-        of_unit = _at(own, i)
-        (x, state, new), kept, _ = _pulled(loop, _at(weights, i), x, state, of_unit)
+        of_unit = one_of(own, i)
+        (x, state, new), kept, _ = _pulled(loop, one_of(weights, i), x, state, of_unit)
         blocks = loop.blocks(of_unit)
         stacks = [_kept(loop, stack, leaf, i, blocks) for stack, leaf in zip(stacks, kept, strict=True)]
-        return x, state, _put(told, new, i), stacks
+        return x, state, with_one(told, i, new), stacks
 
     *results, stacks = lax.fori_loop(0, count, step, (x, state, told, stacks))
     return tuple(results), (count, weights, x, state, own, stacks)
@@ -99,17 +101,17 @@ def _forward(loop, count, weights, x, state, own):
 def _backward(loop, saved, cotangents):
     count, weights, x, state, own, stacks = saved
     how: list[Any] = []
-    jax.eval_shape(lambda *inputs: how.append(_pulled(loop, *inputs)[2]), _at(weights, 0), x, state, _at(own, 0))
+    jax.eval_shape(lambda *inputs: how.append(_pulled(loop, *inputs)[2]), one_of(weights, 0), x, state, one_of(own, 0))
     maps = [jnp.zeros(stack.shape[1:], stack.dtype) if _is_map(loop, stack.shape[1:]) else None for stack in stacks]
 
     def step(n, carry):
         g_x, g_weights, maps = carry
         i = count - 1 - n
-        blocks, of_unit = loop.blocks(_at(own, i)), _at(weights, i)
+        blocks, of_unit = loop.blocks(one_of(own, i)), one_of(weights, i)
         maps = [m if m is None else _found(loop, m, stack, i, blocks) for m, stack in zip(maps, stacks, strict=True)]
-        kept = [_at(stack, i) if m is None else m for m, stack in zip(maps, stacks, strict=True)]
+        kept = [one_of(stack, i) if m is None else m for m, stack in zip(maps, stacks, strict=True)]
         g_of_unit, g_x = _pull(how[0], of_unit, kept)(g_x)
-        return g_x, _put(g_weights, g_of_unit, i), maps
+        return g_x, with_one(g_weights, i, g_of_unit), maps
 
     zeros = jax.tree.map(jnp.zeros_like, weights)
     g_x, g_weights, _ = lax.fori_loop(0, count, step, (cotangents[0], zeros, maps))
@@ -130,14 +132,6 @@ def _stacks(shapes: Any, length: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), shapes)
 
 
-def _at(stacked: Any, i: Any) -> Any:
-    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, 0, keepdims=False), stacked)
-
-
-def _put(stacked: Any, new: Any, i: Array) -> Any:
-    return jax.tree.map(lambda leaf, one: lax.dynamic_update_index_in_dim(leaf, one, i, 0), stacked, new)
-
-
 def _is_map(loop: Loop, shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[0] == loop.rows
 
@@ -145,12 +139,12 @@ def _is_map(loop: Loop, shape: tuple[int, ...]) -> bool:
 def _kept(loop: Loop, stack: Array, residual: Array, i: Array, blocks: Array) -> Array:
     """A stack with a unit's residual: of a feature map the blocks that the unit has, of all else the whole."""
     if not _is_map(loop, residual.shape):
-        return _put(stack, residual, i)
+        return with_one(stack, i, residual)
 
     def step(n, stack):
         start = n * loop.block
-        block = lax.dynamic_slice_in_dim(residual, start, loop.block)
-        return lax.dynamic_update_slice(stack, block[None], (i, start, 0, 0, 0))
+        block = rows_from(residual, start, loop.block)[None]
+        return lax.dynamic_update_slice(stack, block, (i, start, 0, 0, 0), allow_negative_indices=False)
 
     return lax.fori_loop(0, blocks, step, stack)
 
@@ -160,7 +154,8 @@ def _found(loop: Loop, target: Array, stack: Array, i: Array, blocks: Array) -> 
 
     def step(n, target):
         start = n * loop.block
-        block = lax.dynamic_slice(stack, (i, start, 0, 0, 0), (1, loop.block, *target.shape[1:]))
-        return lax.dynamic_update_slice_in_dim(target, block[0], start, 0)
+        size = 1, loop.block, *target.shape[1:]
+        block = lax.dynamic_slice(stack, (i, start, 0, 0, 0), size, allow_negative_indices=False)
+        return with_rows(target, block[0], start)
 
     return lax.fori_loop(0, blocks, step, target)

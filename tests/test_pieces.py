@@ -18,7 +18,7 @@ from benchmarks.contenders import pieces_of
 from hwnas import sliced_supernet, training
 from hwnas.jax_layers import CPU_FORM, LONG_CPU_FORM, LONG_WORK_IMAGES, native_form
 from hwnas.methods import single_paths
-from hwnas.pieces import Survey, Tape
+from hwnas.pieces import Survey, Tape, add_all
 from hwnas.sliced_units import SIZES, few_sizes
 from hwnas.space import Architecture
 from hwnas.steps import training_step
@@ -57,8 +57,8 @@ def test_pieces_give_the_gradients_of_one_program_and_none_to_weights_that_an_ar
     for architecture in architectures(SMALL, 2, seed=12):
         tape, logits = taped(architecture, images)
         own, tree = weights_of_small()
-        totals = {name: jnp.ones_like(weight) for name, weight in own.items()}  # what was there stays in the sum
-        tape.gradients(sliced_supernet.loss(tape, logits, targets), totals)
+        totals = {name: np.ones(weight.shape, np.float32) for name, weight in own.items()}  # it stays in the sum
+        add_all(totals, tape.gradients(sliced_supernet.loss(tape, logits, targets)))
         found = tree.unflatten([totals[name] - 1 for name in own])
         expected = whole(weights, np.array(SMALL.encode(architecture), np.int32))
         largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
@@ -76,7 +76,7 @@ def test_a_step_in_pieces_is_the_step_of_one_program(distils: bool):
     codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
     for form in (CPU_FORM, LONG_CPU_FORM):
         model = Supernet(SPACE, rngs=nnx.Rngs(0), form=form)
-        _, state = start_state(model, RECIPE)
+        _, state = start_state(model)
         step = training_step(model, RECIPE, data, distils=distils)
         results.append(
             jax.tree.leaves(step(*state, jax.random.key(0), 0.1, *batch.divided(1 if distils else 4), codes))
@@ -113,22 +113,17 @@ def test_what_a_survey_has_compiled_is_all_that_a_step_compiles(compilations: li
     images, targets = some_images(SPACE, 8), np.eye(3, dtype=np.float32)[data.train.labels[:8]]
     code = SPACE.sample(rng)
 
-    def run(totals, **options):
+    def run(**options):
         tape = Tape(own, **options)
-        loss = sliced_supernet.loss(tape, sliced_supernet.logits(tape, SPACE, code, images), targets)
-        tape.gradients(loss, totals)
+        return tape.gradients(sliced_supernet.loss(tape, sliced_supernet.logits(tape, SPACE, code, images), targets))
 
     compilations.clear()
-    run(dict(own), call=survey)
-    assert compilations == []
-    survey.compile()
+    run(call=survey)
+    survey.wait()
     assert len(compilations) == len(survey) > 20
-    totals = {name: jnp.zeros_like(weight) for name, weight in own.items()}
-    before = len(compilations)  # the zeros, too
-    run(totals)
-    assert compilations[before:] == []
-    survey.compile()
-    assert len(compilations) == before
+    add_all({name: np.zeros(weight.shape, np.float32) for name, weight in own.items()}, run())
+    survey.wait()
+    assert len(compilations) == len(survey)
 
 
 def test_a_space_has_a_fixed_number_of_pieces_however_many_architectures_come():

@@ -23,10 +23,11 @@ from hwnas.jax_layers import Form
 from hwnas.jax_network import FixedNetwork
 from hwnas.methods import single_paths
 from hwnas.network import Network, NetworkBuilder
+from hwnas.optimizer import first_moments, in_vectors, like, updated
 from hwnas.scoring import Scorer
 from hwnas.space import lower
 from hwnas.space_toml import parse_space
-from hwnas.steps import Recipe, optimizer_of, training_step
+from hwnas.steps import Recipe, training_step
 from hwnas.supernet import Supernet, slice_weights, with_weights
 from hwnas.training import Progress, start_state, train, train_many, trained_already
 
@@ -221,7 +222,7 @@ def test_a_loss_that_is_no_number_stops_training_with_step_architecture_and_last
     assert found is not None
     assert f"The last good checkpoint is {found[1]}. Give a lower --learning-rate." in str(caught.value)
     weights = nnx.split(new_supernet(), nnx.Param)[1]
-    stored = load_checkpoint(found[1], (weights, optimizer_of(RECIPE).init(weights)))
+    stored = load_checkpoint(found[1], (weights, first_moments(weights)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(stored))
 
 
@@ -267,7 +268,7 @@ def test_the_training_step_of_a_supernet_compiles_once_and_the_loss_falls():
     data, rng = made_up_data(), Random(0)
     model = new_supernet()
     weights, step = nnx.split(model, nnx.Param)[1], training_step(model, RECIPE, data)
-    state, losses = (weights, optimizer_of(RECIPE).init(weights)), []
+    state, losses = (weights, first_moments(weights)), []
     for number in range(40):
         (batch,) = data.train.batches(32, seed=number)
         codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
@@ -310,7 +311,7 @@ def test_each_path_takes_its_part_of_the_batch_and_the_gradients_are_averaged(fo
     moments = []
     for paths in (1, 2):  # of a single network all paths are alike
         step = training_step(model, Recipe(epochs=1, weight_decay=0), made_up_data())
-        state = weights, optimizer_of(RECIPE).init(weights), jax.random.key(0), 0.1
+        state = weights, first_moments(weights), jax.random.key(0), 0.1
         batch = np.stack([black] * paths), np.stack([labels] * paths)
         moments.append(jax.tree.leaves(step(*state, *batch, np.zeros((paths, 0), np.int32))[1]))
     assert max(np.abs(leaf).max() for leaf in moments[0]) > 0.1
@@ -325,7 +326,7 @@ def test_paths_that_are_computed_together_give_the_gradients_of_paths_in_turn_al
     codes = np.array([SPACE.encode(SPACE.sample(rng)) for _ in range(4)], np.int32)
     for form in (Form(), Form(control_flow=False)):
         model = Supernet(SPACE, rngs=nnx.Rngs(0), form=form)
-        step, (_, state) = training_step(model, RECIPE, data, distils=True), start_state(model, RECIPE)
+        step, (_, state) = training_step(model, RECIPE, data, distils=True), start_state(model)
         _, found, losses = step(*state, jax.random.key(0), 0.1, *batch.divided(1), codes)
         moments.append([losses, *jax.tree.leaves(found)])
     for in_turn, at_once in zip(*moments, strict=True):
@@ -360,10 +361,10 @@ def weights_of(network: FixedNetwork) -> dict[str, np.ndarray]:
 def test_weight_decay_falls_on_kernels_only_also_where_units_are_stacked():
     _, weights = nnx.split(new_supernet(), nnx.Param)
     ones, zeros = (jax.tree.map(lambda leaf, value=value: np.full(leaf.shape, value), weights) for value in (1.0, 0.0))
-    optimizer = optimizer_of(Recipe(epochs=1, weight_decay=0.01))
-    updates = jax.jit(lambda ones, zeros: optimizer.update(zeros, optimizer.init(ones), ones)[0])(ones, zeros)
-    for path, update in jax.tree_util.tree_leaves_with_path(updates):
-        assert (np.asarray(update) != 0).all() == ("kernel" in jax.tree_util.keystr(path)), path
+    vectors, _ = updated(in_vectors(ones), first_moments(ones), in_vectors(zeros), 1.0, 0.01)
+    after = like(ones, vectors)
+    for path, weight in jax.tree_util.tree_leaves_with_path(after):
+        assert (np.asarray(weight) < 1).all() == ("kernel" in jax.tree_util.keystr(path)), path
 
 
 def test_the_learning_rate_rises_in_the_warm_up_and_falls_to_zero():
