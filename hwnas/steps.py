@@ -164,8 +164,7 @@ class _StepInPieces:
         def end(old, moments, total, rate, paths):
             return _updated(recipe, old, moments, total, paths, rate)
 
-        self._begin: Any = begin
-        self._end: Any = end
+        self._begin, self._end = begin, end
 
     def __call__(self, weights, moments, key, rate, images, labels, codes):
         architectures = [self.space.decode(code) for code in np.asarray(codes).tolist()]
@@ -173,9 +172,9 @@ class _StepInPieces:
         total = {which: np.zeros(size, np.float32) for which, size in sizes(weights).items()}
         rate, paths = np.float32(rate), np.float32(len(architectures))
         self.survey(self._end, total, moments, total, rate, paths)
-        shapes = self.survey(self._begin, key, images, labels)
+        part, aim = (of_paths[0] for of_paths in self.survey(self._begin, key, images, labels))
         for architecture in architectures:
-            self._path(own, *(of_paths[0] for of_paths in shapes), architecture, None, call=self.survey)
+            self._path(own, part, aim, architecture, None, call=self.survey)
         self.survey.wait()
         images, targets = self._begin(key, images, labels)
         totals, losses, teacher = dict(zip(own, jax.tree.leaves(like(weights, total)), strict=True)), [], None
