@@ -407,7 +407,7 @@ def test_a_full_disk_stops_a_profile_which_goes_on_later(hwnas: Command, here: H
     assert hwnas(*command).status == 0
 
 
-@pytest.mark.parametrize(("left_kilobytes", "named"), [(8, "study.db"), (250, "checkpoints")])
+@pytest.mark.parametrize(("left_kilobytes", "named"), [(8, "study.db"), (190, "checkpoints")])
 def test_a_full_disk_stops_a_search_which_goes_on_later(
     hwnas: Command,
     here: Home,
