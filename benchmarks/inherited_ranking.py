@@ -3,7 +3,7 @@
 `docs/measured/nvidia-h200-scores.json` holds their accuracies after so many epochs on all training images of CIFAR-10,
 and so this takes minutes on two cores. After as many as it does not hold, they are trained first, side by side where
 that is faster, and kept in `runs/benchmark-inherited-ranking`; a training that was stopped goes on.
-`INHERITED_EPOCHS` (9) says after how many, `INHERITED_SUPERNET` (cifar10) names the supernet or its file,
+`INHERITED_EPOCHS` (20) says after how many, `INHERITED_SUPERNET` (cifar10) names the supernet or its file,
 `INHERITED_CALIBRATION` (256) how many images the statistics are estimated over.
 """
 
@@ -27,7 +27,7 @@ from hwnas.training import prepare_process
 
 SCORES = ROOT / "docs" / "measured" / "nvidia-h200-scores.json"
 FOLDER = Path("runs/benchmark-inherited-ranking")
-EPOCHS = int(os.environ.get("INHERITED_EPOCHS", "9"))
+EPOCHS = int(os.environ.get("INHERITED_EPOCHS", "20"))
 
 
 def from_scratch(epochs: int = EPOCHS, scores: Path = SCORES) -> dict[tuple[int, ...], float]:
@@ -56,6 +56,18 @@ def trained(job: Job) -> dict[tuple[int, ...], float]:
     named = {f"{recipe(job.retrain_epochs)}: {' '.join(map(str, code))}": score for code, score in found.items()}
     write_text(kept, json.dumps(named, indent=1) + "\n")
     return found
+
+
+def between_trainings(known: dict[tuple[int, ...], float]) -> dict[str, str]:
+    """How the networks' accuracies after other numbers of epochs rank against these, a measure of the judge."""
+    lengths = {int(key.split()[2]) for key in json.loads(SCORES.read_text()) if key.startswith("from scratch")}
+    others = {epochs: from_scratch(epochs) for epochs in sorted(lengths - {EPOCHS})}
+    return {
+        f"from scratch, {epochs} epochs and {EPOCHS}": rank_correlation(
+            [other[code] for code in known], list(known.values())
+        ).text
+        for epochs, other in others.items()
+    }
 
 
 def within_best_third(inherited: list[float], scratch: list[float]) -> RankCorrelation:
@@ -98,6 +110,7 @@ def run(name: str) -> Result:
             "from scratch for": f"{EPOCHS} epochs",
             "within the best third": within_best_third(inherited, scratch).text,
             "multiply-adds and accuracy from scratch": size.text,
+            **between_trainings(known),
             "inherited": " ".join(f"{100 * accuracy:.1f}" for accuracy in inherited),
             "from scratch": " ".join(f"{100 * accuracy:.1f}" for accuracy in scratch),
         },

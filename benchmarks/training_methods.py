@@ -92,7 +92,7 @@ def run(name: str) -> Result:
         train=stratified_subset(data.train, TRAINING, 0),
         validation=stratified_subset(data.validation, VALIDATION, 0),
     )
-    codes = from_scratch()
+    codes = from_scratch(9)
     scratch, variants = list(codes.values()), [Variant.read(text) for text in VARIANTS.split()]
     prepare_process(FOLDER / "compiled")
     compile_steps(variants, space, data)
