@@ -13,49 +13,29 @@ from pathlib import Path
 
 from benchmarks.rank_correlation import IMAGES_AT, ROOT, listener, result_of
 from benchmarks.result import Result
-from hwnas.candidate_scoring import scorer_of
+from hwnas.candidate_scoring import SharedScorer, scorer_of
 from hwnas.data import load_data
 from hwnas.network import macs
 from hwnas.ranking import RankCorrelation, best_third, rank_correlation
-from hwnas.runs import write_text
-from hwnas.side_by_side import accuracies_from_scratch
 from hwnas.space import lower
 from hwnas.space_toml import load_space
 from hwnas.stages import Job
 from hwnas.supernet_file import read_supernet, supernet_path
 from hwnas.training import prepare_process
+from hwnas.trust import Scores
 
 SCORES = ROOT / "docs" / "measured" / "nvidia-h200-scores.json"
 FOLDER = Path("runs/benchmark-inherited-ranking")
 EPOCHS = int(os.environ.get("INHERITED_EPOCHS", "20"))
 
 
-def from_scratch(epochs: int = EPOCHS, scores: Path = SCORES) -> dict[tuple[int, ...], float]:
-    """The encodings of the networks, with their accuracies on the validation split; empty if they are not known."""
-    known = json.loads(scores.read_text()) if scores.exists() else {}
+def from_scratch(epochs: int) -> dict[tuple[int, ...], float]:
+    """The encodings of the networks, with their accuracies on the validation split as measured on the H200."""
     return {
         tuple(map(int, key.split(": ")[1].split())): score
-        for key, score in known.items()
-        if key.startswith(recipe(epochs))
+        for key, score in json.loads(SCORES.read_text()).items()
+        if key.startswith(f"from scratch, {epochs} epochs,")
     }
-
-
-def recipe(epochs: int) -> str:
-    """That of the trainings from scratch, as the trust report words it."""
-    return f"from scratch, {epochs} epochs, batch 128, learning rate 0.1, seed 0"
-
-
-def trained(job: Job) -> dict[tuple[int, ...], float]:
-    """Accuracies after the job's epochs, of networks that are trained first if need be."""
-    kept = FOLDER / "scores.json"
-    if known := from_scratch(job.retrain_epochs) or from_scratch(job.retrain_epochs, kept):
-        return known
-    codes = list(from_scratch(9))
-    accuracies, _ = accuracies_from_scratch(job, [job.space.decode(code) for code in codes], FOLDER)
-    found = dict(zip(codes, accuracies, strict=True))
-    named = {f"{recipe(job.retrain_epochs)}: {' '.join(map(str, code))}": score for code, score in found.items()}
-    write_text(kept, json.dumps(named, indent=1) + "\n")
-    return found
 
 
 def between_trainings(known: dict[tuple[int, ...], float]) -> dict[str, str]:
@@ -81,20 +61,23 @@ def run(name: str) -> Result:
         raise SystemExit(f"Skipped: the Parquet files of CIFAR-10 are not at {IMAGES_AT}.")
     prepare_process(FOLDER / "compiled")
     space, data = load_space("shufflenet-cifar"), load_data(str(IMAGES_AT), image_size=32)
-    known = trained(
-        Job(
-            space,
-            data,
-            ("shufflenet-cifar", str(IMAGES_AT)),
-            retrain_epochs=EPOCHS,
-            batch_size=128,
-            learning_rate=0.1,
-            listener=listener(),
-        )
+    job = Job(
+        space,
+        data,
+        ("shufflenet-cifar", str(IMAGES_AT)),
+        retrain_epochs=EPOCHS,
+        batch_size=128,
+        learning_rate=0.1,
+        listener=listener(),
     )
     which = os.environ.get("INHERITED_SUPERNET", "cifar10")
     calibration = int(os.environ.get("INHERITED_CALIBRATION", "256"))
     supernet = read_supernet(supernet_path(which), space, data.classes)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    scores = Scores(job, FOLDER, which, SharedScorer(supernet, data))
+    scores.known |= json.loads(SCORES.read_text())
+    trained = scores.from_scratch([space.decode(code) for code in from_scratch(9)], seed=0)
+    known = {space.encode(architecture): score for architecture, score in trained.items()}
     scorer = scorer_of(supernet, data, calibration_images=calibration)
     inherited = []
     for code in known:

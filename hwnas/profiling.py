@@ -202,7 +202,8 @@ def _measured_units(setup: Setup, journal: Journal[Entry], units: Sequence[tuple
         units = unclear
     raise HwnasError(
         f"{len(units)} units took no measurable time in {ATTEMPTS} attempts, such as "
-        f"{label(setup.space, units[0][1])}: the machine is too busy. Run the command again when it is quiet."
+        f"{label(setup.space, units[0][1])}: the machine is too busy. "
+        "Run the command again when it is quiet: what was finished is kept."
     )
 
 

@@ -215,7 +215,7 @@ def judge(job: Job, table: LatencyTable, question: Question) -> tuple[Path, Trus
         batch_size=question.batch_size or job.batch_size,
         learning_rate=question.learning_rate or job.learning_rate,
     )
-    scores = _Scores(job, report_folder, supernet_path.name, SharedScorer(supernet, job.data))
+    scores = Scores(job, report_folder, supernet_path.name, SharedScorer(supernet, job.data))
     ends_ms = [table.predict(lower(job.space, chosen[end])).upper_ms for end in (0, -1)]
     budget_ms, trials = question.budget_ms or math.sqrt(ends_ms[0] * ends_ms[1]), question.trials or TRIALS
     winners = {sampler: scores.winner(table, sampler, budget_ms, trials) for sampler in SAMPLERS}
@@ -287,8 +287,8 @@ def _table(job: Job, file: "Path | str | None") -> LatencyTable:
     return table
 
 
-class _Scores:
-    """Scores of architectures, each made once and kept in the report's folder."""
+class Scores:
+    """Scores of architectures, each made once and kept in the folder; `known` are those made so far, by name."""
 
     def __init__(self, job: Job, folder: Path, supernet: str, scorer: "SharedScorer") -> None:
         self.job, self.folder, self.supernet, self.scorer = job, folder, supernet, scorer
