@@ -96,16 +96,16 @@ def pieces_of(space: SearchSpace, images: int, architectures: Iterable[Architect
     from flax import nnx
 
     from hwnas import sliced_supernet
-    from hwnas.pieces import Survey, Tape
+    from hwnas.pieces import Programs, Tape
     from hwnas.supernet import Supernet
 
-    survey, own = Survey(), sliced_supernet.named(nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)[1])[0]
+    programs, own = Programs(), sliced_supernet.named(nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)[1])[0]
     batch: Any = jax.ShapeDtypeStruct((images, space.input_size, space.input_size, 3), np.float32)
     targets: Any = jax.ShapeDtypeStruct((images, space.classes), np.float32)
     for architecture in architectures:
-        tape = Tape(own, call=survey)
+        tape = Tape(own, programs, surveys=True)
         tape.gradients(sliced_supernet.loss(tape, sliced_supernet.logits(tape, space, architecture, batch), targets))
-    return len(survey)
+    return len(programs)
 
 
 def our_scoring(space: SearchSpace | None, batch_size: int) -> Work:

@@ -88,24 +88,32 @@ def norm_rows(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Arra
 
 @jax.custom_vjp
 def _norm_rows(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array]:
-    return _normalised(x, scale, offset)[:3]
+    mean, variance = _statistics(x)
+    return _normalised(x, scale, offset, mean, _inverse(variance)), mean, variance
 
 
-def _normalised(x: Array, scale: Array, offset: Array) -> tuple[Array, Array, Array, Array]:
+def _statistics(x: Array) -> tuple[Array, Array]:
+    """Mean and variance of each channel, in float32."""
     count, wide = x[0].size, x.astype(jnp.float32)
     mean = row_sum(wide) / count
-    centred = wide - spread(mean)
     if x.dtype == jnp.bfloat16:  # both sums in one pass: in float32 they keep more than the map ever had
-        variance = jnp.maximum(row_sum(wide * wide) / count - mean * mean, 0)
-    else:
-        variance = row_sum(centred * centred) / count
-    inverse = lax.rsqrt(variance + EPSILON)
-    return (centred * spread(inverse * scale) + spread(offset)).astype(x.dtype), mean, variance, inverse
+        return mean, jnp.maximum(row_sum(wide * wide) / count - mean * mean, 0)
+    centred = wide - spread(mean)
+    return mean, row_sum(centred * centred) / count
+
+
+def _inverse(variance: Array) -> Array:
+    return lax.rsqrt(variance + EPSILON)
+
+
+def _normalised(x: Array, scale: Array, offset: Array, mean: Array, inverse: Array) -> Array:
+    centred = x.astype(jnp.float32) - spread(mean)
+    return (centred * spread(inverse * scale) + spread(offset)).astype(x.dtype)
 
 
 def _norm_forward(x, scale, offset):
-    y, mean, variance, inverse = _normalised(x, scale, offset)
-    return (y, mean, variance), (x, scale, mean, inverse)
+    y, mean, variance = _norm_rows(x, scale, offset)
+    return (y, mean, variance), (x, scale, mean, _inverse(variance))
 
 
 def _norm_backward(saved, cotangents):
@@ -118,6 +126,25 @@ def _norm_backward(saved, cotangents):
 
 
 _norm_rows.defvjp(_norm_forward, _norm_backward)
+
+
+def norm_once(x: Array, scale: Array, offset: Array) -> tuple[Array, tuple[Array, Array]]:
+    """Batch norm by this batch's statistics, not differentiable; and what `norm_again` wants to know of them."""
+    mean, variance = _statistics(x)
+    known = mean, _inverse(variance)
+    return _normalised(x, scale, offset, *known), known
+
+
+def norm_again(x: Array, scale: Array, offset: Array, known: tuple[Array, Array]) -> Array:
+    """The same, differentiable as `norm_rows` is, without the two passes over x that find the statistics."""
+    return _norm_again(x, scale, offset, *known)
+
+
+_norm_again = jax.custom_vjp(_normalised)
+_norm_again.defvjp(
+    lambda x, scale, offset, *known: (_normalised(x, scale, offset, *known), (x, scale, *known)),
+    lambda saved, g: (*_norm_backward(saved, (g,)), None, None),
+)
 
 
 def fixed_norm_rows(x: Array, scale: Array, offset: Array, mean: Array, variance: Array) -> Array:

@@ -7,11 +7,12 @@ import numpy as np
 import optax
 
 from hwnas.jax_layers import Array, convolution, pool
-from hwnas.pieces import Tape, Value
-from hwnas.row_layers import norm_rows, whole_product_rows
-from hwnas.sliced_units import Own, pair_names, shuffled, stages_of, stride_1_unit, stride_2_unit
+from hwnas.pieces import Cut, Norms, Tape, Value, first
+from hwnas.sliced_units import Own, of_norm, product, shuffled, stages_of, stride_1_unit, stride_2_unit
 from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet import Supernet
+
+HEAD = ("head/", None)
 
 
 def in_pieces(supernet: Supernet) -> bool:
@@ -19,11 +20,11 @@ def in_pieces(supernet: Supernet) -> bool:
     return supernet.form.in_pieces
 
 
-def named(weights: Any) -> tuple[dict[str, Array], Any]:
-    """The weights of a supernet by the names that its pieces know, in order; and the structure that they came in."""
+def named(weights: Any) -> tuple[dict[str, np.ndarray], Any]:
+    """A supernet's weights, on the host, by the names that its pieces know, in order; and the structure they had."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(weights)
     words = (tuple(str(getattr(step, "key", "")) for step in path) for path, _ in leaves)
-    return {"/".join(filter(None, path)): leaf for path, (_, leaf) in zip(words, leaves, strict=True)}, tree
+    return {"/".join(filter(None, path)): np.asarray(leaf) for path, (_, leaf) in zip(words, leaves, strict=True)}, tree
 
 
 def logits(tape: Tape, space: SearchSpace, architecture: Architecture, images: Array) -> Value:
@@ -31,7 +32,7 @@ def logits(tape: Tape, space: SearchSpace, architecture: Architecture, images: A
     x = tape.run(
         _stem,
         ("stem/", None),
-        ["conv.kernel", *pair_names("conv_bn")],
+        {"kernel": Cut("conv.kernel"), **of_norm("conv_bn")},
         [],
         (images,),
         stride=space.stem_stride,
@@ -39,39 +40,35 @@ def logits(tape: Tape, space: SearchSpace, architecture: Architecture, images: A
     )
     channel = np.arange(space.stem_channels)
     for stage, chosen in zip(stages_of(space), architecture.stages, strict=True):
-        first, *later = chosen.units
-        x = stride_2_unit(tape, stage, x, channel, chosen.width, first)
+        opening, *later = chosen.units
+        x = stride_2_unit(tape, stage, x, channel, chosen.width, opening)
         channel = shuffled(np.arange(chosen.width))
         for index, choice in enumerate(later):
             x = stride_1_unit(tape, stage, index, x, channel, choice)
             channel = shuffled(channel)
-    x = tape.run(_widened, ("head/", None), ["conv.kernel"], [x])
-    return tape.run(_classified, ("head/", None), [*pair_names("conv_bn"), "linear.kernel", "linear.bias"], [x])
+    cut = Cut("conv.kernel", (first(len(channel)), first(space.head_channels)))
+    x = tape.run(product, HEAD, {"kernel": cut}, [x])
+    cuts = {"kernel": Cut("linear.kernel"), "bias": Cut("linear.bias"), **of_norm("conv_bn")}
+    return tape.run(_classified, HEAD, cuts, [x])
 
 
 def loss(tape: Tape, of: Value, targets: Array) -> Value:
     """The mean cross-entropy of logits with targets `[N, classes]`."""
-    return tape.run(_loss, ("", None), [], [of], (targets,))
+    return tape.run(_loss, ("", None), {}, [of], (targets,))
 
 
-def _stem(own: Own, maps: Any, places: Any, *, stride: int, max_pool: bool) -> Array:
-    x = convolution(places[0], own["conv.kernel"], stride=stride, padding=1)
-    pair = own["conv_bn.scale"], own["conv_bn.offset"]
-    x = jax.nn.relu(norm_rows(x.transpose(3, 1, 2, 0), *pair)[0])
+def _stem(own: Own, maps: Any, places: Any, norm: Norms, *, stride: int, max_pool: bool) -> Array:
+    x = convolution(places[0], own["kernel"], stride=stride, padding=1)
+    x = jax.nn.relu(norm(x.transpose(3, 1, 2, 0), (own["scale"], own["offset"])))
     if max_pool:
         x = pool(x.transpose(3, 1, 2, 0), "max", 3, 2, 1).transpose(3, 1, 2, 0)
     return x
 
 
-def _widened(own: Own, maps: Any, places: Any) -> Array:
-    return whole_product_rows(own["conv.kernel"][: len(maps[0])], maps[0])
+def _classified(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
+    x = jax.nn.relu(norm(maps[0], (own["scale"], own["offset"]))).mean((1, 2)).T
+    return x @ own["kernel"] + own["bias"]
 
 
-def _classified(own: Own, maps: Any, places: Any) -> Array:
-    x = norm_rows(maps[0], own["conv_bn.scale"], own["conv_bn.offset"])[0]
-    x = jax.nn.relu(x).mean((1, 2)).T
-    return x @ own["linear.kernel"] + own["linear.bias"]
-
-
-def _loss(own: Own, maps: Any, places: Any) -> Array:
+def _loss(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
     return optax.softmax_cross_entropy(maps[0], places[0]).mean()

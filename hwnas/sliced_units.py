@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwnas.jax_layers import Array
-from hwnas.pieces import Tape, Unit, Value
-from hwnas.row_layers import depthwise_rows, norm_rows, take_rows, whole_product_rows
+from hwnas.pieces import Axis, Cut, Norms, Tape, Unit, Value, centre, first
+from hwnas.row_layers import depthwise_rows, take_rows, whole_product_rows
 from hwnas.space import SearchSpace
 from hwnas.units import UnitChoice
 
@@ -24,102 +24,41 @@ SIZES = 6
 """Numbers of rows for all main branches of a stage; those of `shufflenet-32` are rounded up by 6 % on average."""
 
 Own = dict[str, Array]
-Order = tuple[np.ndarray, np.ndarray]
-"""As `take_rows` takes it: the row that each one comes from, and where each one goes."""
 
 
 # ---- pieces ------------------------------------------------------------------------------------------------------
 
 
-def pair_names(*norms: str) -> list[str]:
-    """The names of scale and offset of batch norms."""
-    return [f"{name}.{which}" for name in norms for which in ("scale", "offset")]
+def product(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
+    """A batch norm, if there is one, and a pointwise convolution."""
+    return whole_product_rows(own["kernel"], norm(maps[0], _pair(own)) if "scale" in own else maps[0])
 
 
-def _ordered_pair(own: Own, name: str, order: Any) -> tuple[Array, Array]:
-    return take_rows(own[f"{name}.scale"], *order), take_rows(own[f"{name}.offset"], *order)
+def depthwise(own: Own, maps: Any, places: Any, norm: Norms, *, stride: int) -> Array:
+    """A batch norm with ReLU, if there is one, and a depthwise convolution."""
+    x = jax.nn.relu(norm(maps[0], _pair(own))) if "scale" in own else maps[0]
+    return depthwise_rows(x, jnp.moveaxis(own["kernel"], 2, 0), jnp.int32(0), (len(own["kernel"]),), stride)
 
 
-def _first_pair(own: Own, name: str, rows: int, count: Array) -> tuple[Array, Array]:
-    """Scale and offset of the first channels, zeros behind them."""
-    there = jnp.arange(rows) < count
-    return jnp.where(there, own[f"{name}.scale"][:rows], 0), jnp.where(there, own[f"{name}.offset"][:rows], 0)
-
-
-def _joined(kernel: Array, in_group: Array, out_group: Array) -> Array:
-    """A kernel `[in, out]` without what would join channels of different groups; -1 and -2 are in no group."""
-    return jnp.where(in_group[:, None] == out_group[None, :], kernel, 0)
-
-
-def _extra(own: Own, maps: Any, places: Any) -> Array:
-    """The depthwise convolution before the branches, with its norm."""
-    kernel = take_rows(jnp.moveaxis(own["extra_dw.kernel"], 2, 0), *places)
-    y = depthwise_rows(maps[0], kernel, jnp.int32(0), (3,))
-    return norm_rows(y, *_ordered_pair(own, "extra_dw_bn", places))[0]
-
-
-def _first_product(own: Own, maps: Any, places: Any, *, rows: int) -> Array:
-    order, inverse, in_group, out_group = places
-    kernel = take_rows(own["pw1.kernel"], order, inverse)[:, :rows]
-    return whole_product_rows(_joined(kernel, in_group, out_group), maps[0])
-
-
-def _middle(own: Own, maps: Any, places: Any, *, side: int, stride: int) -> Array:
-    """Norm, ReLU, depthwise convolution."""
-    (x,), (count,) = maps, places
-    y = norm_rows(x, *_first_pair(own, "pw1_bn", len(x), count))[0]
-    kernel = jnp.moveaxis(own["dw.kernel"][..., : len(x)], 2, 0)
-    return depthwise_rows(jax.nn.relu(y), kernel, jnp.int32(0), (side,), stride)
-
-
-def _second_product(own: Own, maps: Any, places: Any) -> Array:
-    """Norm, pointwise convolution."""
-    (x,), (count, order, inverse, in_group, out_group) = maps, places
-    y = norm_rows(x, *_first_pair(own, "dw_bn", len(x), count))[0]
-    kernel = take_rows(own["pw2.kernel"][: len(x)].T, order, inverse).T
-    return whole_product_rows(_joined(kernel, in_group, out_group), y)
-
-
-def _closing(own: Own, maps: Any, places: Any, *, residual: bool) -> Array:
-    """Norm, ReLU, the gate of squeeze-excite if its weights are there, and the sum with the entry of the branch."""
-    y, (count, *order) = maps[0], places
-    y = norm_rows(y, *_ordered_pair(own, "pw2_bn", order))[0]
-    y = y if residual else jax.nn.relu(y)
-    if "se_reduce.kernel" in own:
-        reduce, expand = take_rows(own["se_reduce.kernel"], *order), take_rows(own["se_expand.kernel"].T, *order)
-        squeezed = jax.nn.relu(reduce.T @ y.mean((1, 2)) + own["se_reduce.bias"][:, None])
-        squeezed = jnp.where(jnp.arange(len(squeezed))[:, None] < jnp.maximum(1, count // 4), squeezed, 0)
-        gate = jax.nn.sigmoid(expand @ squeezed + take_rows(own["se_expand.bias"], *order)[:, None])
+def closing(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
+    """A batch norm, ReLU, squeeze-excite if there is one, and the sum with a second map if there is one."""
+    y, *entry = maps
+    y = norm(y, _pair(own))
+    y = y if entry else jax.nn.relu(y)
+    if "reduce" in own:
+        squeezed = jax.nn.relu(own["reduce"].T @ y.mean((1, 2)) + own["reduce_bias"][:, None])
+        gate = jax.nn.sigmoid(own["expand"].T @ squeezed + own["expand_bias"][:, None])
         y = y * gate[:, None, None, :]
-    return jax.nn.relu(y + maps[1]) if residual else y
+    return jax.nn.relu(y + entry[0]) if entry else y
 
 
-def _aside(own: Own, maps: Any, places: Any, *, side: int) -> Array:
-    """The depthwise convolution of the side branch."""
-    kernel = jnp.moveaxis(own["side_dw.kernel"][..., : len(maps[0])], 2, 0)
-    return depthwise_rows(maps[0], kernel, jnp.int32(0), (side,), 2)
-
-
-def _side_product(own: Own, maps: Any, places: Any, *, rows: int) -> Array:
-    """Norm, pointwise convolution of the side branch."""
-    (x,) = maps
-    pair = own["side_dw_bn.scale"][: len(x)], own["side_dw_bn.offset"][: len(x)]
-    y = norm_rows(x, *pair)[0]
-    return whole_product_rows(_joined(own["side_pw.kernel"][: len(x), :rows], *places), y)
-
-
-def _side_closing(own: Own, maps: Any, places: Any) -> Array:
-    (x,), (count,) = maps, places
-    y = norm_rows(x, *_first_pair(own, "side_pw_bn", len(x), count))[0]
-    return jax.nn.relu(y)
-
-
-def _both(own: Own, maps: Any, places: Any) -> Array:
+def _both(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
     """The channels of two branches behind each other."""
     return take_rows(jnp.concatenate(maps), *places)
 
 
-SQUEEZE_EXCITE = ("se_reduce.kernel", "se_reduce.bias", "se_expand.kernel", "se_expand.bias")
+def _pair(own: Own) -> tuple[Array, Array]:
+    return own["scale"], own["offset"]
 
 
 # ---- where channels are --------------------------------------------------------------------------------------------
@@ -131,26 +70,23 @@ class Stage:
 
     Attributes:
         prefix: of the names of its weights.
-        inputs, width: at most.
+        kernel: the largest side of a depthwise one.
         main_rows, side_rows: numbers of rows of its main and side branches, in ascending order.
     """
 
     prefix: str
-    inputs: int
-    width: int
+    kernel: int
     main_rows: tuple[int, ...]
     side_rows: tuple[int, ...]
 
 
 def stages_of(space: SearchSpace) -> tuple[Stage, ...]:
     """The stages of a space in order."""
-    found, inputs = [], space.stem_channels
+    found = []
     for number, stage in enumerate(space.stages):
         mains = [int(width * ratio) for width in stage.width for ratio in space.choices["split_ratio"]]
         sides = [width - int(width * ratio) for width in stage.width for ratio in space.choices["split_ratio"]]
-        width = max(stage.width)
-        found.append(Stage(f"stages/{number}/", inputs, width, few_sizes(mains), few_sizes(sides)))
-        inputs = width
+        found.append(Stage(f"stages/{number}/", max(space.choices["kernel"]), few_sizes(mains), few_sizes(sides)))
     return tuple(found)
 
 
@@ -169,22 +105,25 @@ def _fitting(count: int, sizes: Sequence[int]) -> int:
     return next(size for size in sizes if size >= count)
 
 
-def _filled(values: np.ndarray, rows: int, rest: int = -1) -> np.ndarray:
-    found = np.full(rows, rest, np.int32)
-    found[: len(values)] = values
+def _order(sources: np.ndarray, rows: int) -> np.ndarray:
+    """Rows `sources` of a map, and up to `rows` zeros."""
+    found = np.full(rows, -1, np.int32)
+    found[: len(sources)] = sources
     return found
 
 
-def _order(sources: np.ndarray, rows: int, of: int) -> Order:
-    """Rows `sources` of a map or weight of so many, and up to `rows` zeros."""
-    inverse = np.full(of, -1, np.int32)
-    inverse[sources] = np.arange(len(sources))
-    return _filled(sources, rows), inverse
+def _joined(inputs: np.ndarray, outputs: np.ndarray, groups: int) -> np.ndarray | None:
+    """Which elements of a kernel `[in, out]` join channels of the same group."""
+    if groups == 1:
+        return None
+    of_inputs, of_outputs = (channels * groups // len(channels) for channels in (inputs, outputs))
+    return of_inputs[:, None] == of_outputs
 
 
-def _groups(channels: np.ndarray, groups: int, rows: int, rest: int = -1) -> np.ndarray:
-    """The group of each channel, of as many channels as are given, and of no group up to `rows`."""
-    return _filled(channels * groups // len(channels), rows, rest)
+def of_norm(name: str, channels: Axis | None = None) -> dict[str, Cut]:
+    """Scale and offset of a batch norm, all of them if no channels are given."""
+    axes = () if channels is None else (channels,)
+    return {which: Cut(f"{name}.{which}", axes) for which in ("scale", "offset")}
 
 
 def shuffled(channel: np.ndarray) -> np.ndarray:
@@ -206,36 +145,38 @@ def stride_1_unit(tape: Tape, stage: Stage, index: int, x: Value, channel: np.nd
     unit, width = (f"{stage.prefix}later/", index), len(channel)
     main = int(width * choice.split_ratio)
     slots = np.argsort(channel)[width - main :]
-    order = _order(slots, _fitting(main, stage.main_rows), stage.width)
-    rest, entry = tape.enter(x, order[0])
-    y = _main_branch(tape, unit, entry, choice, order, np.arange(main), order, 1)
-    return tape.leave(rest, order[0], y)
+    rows = _fitting(main, stage.main_rows)
+    order, axis = _order(slots, rows), Axis(slots, rows)
+    rest, entry = tape.enter(x, order)
+    y = _main_branch(tape, stage, unit, entry, choice, axis, np.arange(main), axis, 1)
+    return tape.leave(rest, order, y)
 
 
 def stride_2_unit(tape: Tape, stage: Stage, x: Value, channel: np.ndarray, width: int, choice: UnitChoice) -> Value:
     """The first unit of a stage: the side branch fills the first slots, the main branch those after it."""
-    unit, inputs, main = (f"{stage.prefix}first/", None), len(channel), int(width * choice.split_ratio)
-    side_width, rows = width - main, _fitting(main, stage.main_rows)
-    side_rows = _fitting(side_width, stage.side_rows)
-    source, target = (np.arange(inputs), inputs, stage.inputs), (np.arange(side_width, width), rows, stage.width)
-    y = _main_branch(tape, unit, x, choice, _order(*source), channel, _order(*target), 2)
-    side = tape.run(_aside, unit, ["side_dw.kernel"], [x], side=choice.kernel)
-    places = _groups(channel, choice.groups, inputs), _groups(np.arange(side_width), choice.groups, side_rows, -2)
-    names = ["side_pw.kernel", *pair_names("side_dw_bn")]
-    side = tape.run(_side_product, unit, names, [side], places, rows=side_rows)
-    side = tape.run(_side_closing, unit, pair_names("side_pw_bn"), [side], (np.int32(side_width),))
-    both = np.concatenate([np.arange(side_width), side_rows + np.arange(main)])
-    return tape.run(_both, unit, [], [side, y], _order(both, width, side_rows + rows))
+    unit, source, main = (f"{stage.prefix}first/", None), first(len(channel)), int(width * choice.split_ratio)
+    rows, beside = _fitting(main, stage.main_rows), first(width - main, _fitting(width - main, stage.side_rows))
+    y = _main_branch(tape, stage, unit, x, choice, source, channel, Axis(slice(beside.count, width), rows), 2)
+    middle = centre(choice.kernel, stage.kernel)
+    side = tape.run(depthwise, unit, {"kernel": Cut("side_dw.kernel", (middle, middle, source))}, [x], stride=2)
+    joined = _joined(channel, np.arange(beside.count), choice.groups)
+    cuts = {"kernel": Cut("side_pw.kernel", (source, beside), joined), **of_norm("side_dw_bn", source)}
+    side = tape.run(closing, unit, of_norm("side_pw_bn", beside), [tape.run(product, unit, cuts, [side])])
+    both = np.concatenate([np.arange(beside.count), beside.size + np.arange(main)])
+    inverse = np.full(beside.size + rows, -1, np.int32)
+    inverse[both] = np.arange(width)
+    return tape.run(_both, unit, {}, [side, y], (both.astype(np.int32), inverse))
 
 
 def _main_branch(
     tape: Tape,
+    stage: Stage,
     unit: Unit,
     entry: Value,
     choice: UnitChoice,
-    source: Order,
+    source: Axis,
     channel: np.ndarray,
-    target: Order,
+    target: Axis,
     stride: int,
 ) -> Value:
     """The main branch, in as many rows as the target has.
@@ -245,18 +186,22 @@ def _main_branch(
         source, target: the slots of its inputs and outputs among the weights.
         channel: the channel in each row of the entry.
     """
-    y, main, rows = entry, np.arange(np.count_nonzero(target[0] >= 0)), len(target[0])
-    count, groups = np.int32(len(main)), choice.groups
+    y, main, groups, cuts = entry, np.arange(target.count), choice.groups, {}
+    inner, side = first(target.count, target.size), centre(choice.kernel, stage.kernel)
     if choice.extra_depthwise:
-        y = tape.run(_extra, unit, ["extra_dw.kernel", *pair_names("extra_dw_bn")], [y], source)
+        cut = Cut("extra_dw.kernel", (first(3), first(3), source))
+        y, cuts = tape.run(depthwise, unit, {"kernel": cut}, [y], stride=1), of_norm("extra_dw_bn", source)
     # between the pointwise convolutions the channels are counted as they are after the shuffle of the groups
     unshuffled = (main % groups) * (len(main) // groups) + main // groups
-    places = *source, _groups(channel, groups, len(source[0])), _groups(unshuffled, groups, rows, -2)
-    y = tape.run(_first_product, unit, ["pw1.kernel"], [y], places, rows=rows)
-    names = ["dw.kernel", *pair_names("pw1_bn")]
-    y = tape.run(_middle, unit, names, [y], (count,), side=choice.kernel, stride=stride)
-    places = count, *target, _groups(main, groups, rows), _groups(main, groups, rows, -2)
-    y = tape.run(_second_product, unit, ["pw2.kernel", *pair_names("dw_bn")], [y], places)
-    names = [*pair_names("pw2_bn"), *(SQUEEZE_EXCITE if choice.squeeze_excite else ())]
-    added = [entry] if choice.residual and stride == 1 else []
-    return tape.run(_closing, unit, names, [y, *added], (count, *target), residual=bool(added))
+    cuts["kernel"] = Cut("pw1.kernel", (source, inner), _joined(channel, unshuffled, groups))
+    y = tape.run(product, unit, cuts, [y])
+    cuts = {"kernel": Cut("dw.kernel", (side, side, inner)), **of_norm("pw1_bn", inner)}
+    y = tape.run(depthwise, unit, cuts, [y], stride=stride)
+    cuts = {"kernel": Cut("pw2.kernel", (inner, target), _joined(main, main, groups)), **of_norm("dw_bn", inner)}
+    y = tape.run(product, unit, cuts, [y])
+    cuts = of_norm("pw2_bn", target)
+    if choice.squeeze_excite:
+        hidden = first(max(1, target.count // 4), max(1, target.size // 4))
+        cuts |= {"reduce": Cut("se_reduce.kernel", (target, hidden)), "reduce_bias": Cut("se_reduce.bias", (hidden,))}
+        cuts |= {"expand": Cut("se_expand.kernel", (hidden, target)), "expand_bias": Cut("se_expand.bias", (target,))}
+    return tape.run(closing, unit, cuts, [y, entry] if choice.residual and stride == 1 else [y])

@@ -1,6 +1,8 @@
 """One step of training: what it computes, for a supernet and for a single network."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +18,7 @@ from hwnas.data import DataSet, augment
 from hwnas.jax_layers import compiled
 from hwnas.jax_network import FixedNetwork
 from hwnas.optimizer import Vectors, in_vectors, like, sizes, updated
-from hwnas.pieces import Survey, Tape, add_all
+from hwnas.pieces import Programs, Tape, Value, add_all
 from hwnas.scoring import run
 from hwnas.sliced_supernet import in_pieces
 from hwnas.space import SearchSpace
@@ -154,7 +156,7 @@ class _StepInPieces:
     """`training_step` of a supernet that is computed in pieces, on one device."""
 
     def __init__(self, space: SearchSpace, recipe: Recipe, data: DataSet, distils: bool) -> None:
-        self.space, self.distils, self.survey = space, distils, Survey()
+        self.space, self.distils, self.programs = space, distils, Programs()
 
         @jax.jit
         def begin(key, images, labels):
@@ -166,36 +168,50 @@ class _StepInPieces:
 
         self._begin, self._end = begin, end
 
-    def __call__(self, weights, moments, key, rate, images, labels, codes):
+    def __call__(self, *arguments):
+        with _collecting_nothing():
+            return self._step(*arguments)
+
+    def _step(self, weights, moments, key, rate, images, labels, codes):
         architectures = [self.space.decode(code) for code in np.asarray(codes).tolist()]
         own = sliced_supernet.named(weights)[0]
         total = {which: np.zeros(size, np.float32) for which, size in sizes(weights).items()}
         rate, paths = np.float32(rate), np.float32(len(architectures))
-        self.survey(self._end, total, moments, total, rate, paths)
-        part, aim = (of_paths[0] for of_paths in self.survey(self._begin, key, images, labels))
+        self.programs.shapes(self._end, total, moments, total, rate, paths)
+        part, aim = (of_paths[0] for of_paths in self.programs.shapes(self._begin, key, images, labels))
         for architecture in architectures:
-            self._path(own, part, aim, architecture, None, call=self.survey)
-        self.survey.wait()
-        images, targets = self._begin(key, images, labels)
+            tape, _, loss = self._taped(own, part, aim, architecture, surveys=True)
+            tape.gradients(loss)
+        self.programs.wait()
+        images, targets = self.programs(self._begin, key, images, labels)
         totals, losses, teacher = dict(zip(own, jax.tree.leaves(like(weights, total)), strict=True)), [], None
         for number, architecture in enumerate(architectures):
             part = 0 if self.distils else number
             aim = targets[part] if teacher is None else teacher
-            loss, logits = self._path(own, images[part], aim, architecture, totals)
-            losses.append(loss)
+            tape, logits, loss = self._taped(own, images[part], aim, architecture)
+            losses.append(loss.array)
             if self.distils and teacher is None:
-                teacher = jax.nn.softmax(logits)
+                teacher = jax.nn.softmax(logits.array)
+            add_all(totals, tape.gradients(loss))
         old = in_vectors(jax.tree.map(np.asarray, weights), np)
-        vectors, moments = self._end(old, moments, total, rate, paths)
+        vectors, moments = self.programs(self._end, old, moments, total, rate, paths)
         new = like(weights, jax.tree.map(np.asarray, vectors))
         return jax.device_put(new), moments, np.array([float(loss) for loss in losses])
 
-    def _path(self, own, images, targets, architecture, totals, **options) -> tuple[Any, Any]:
-        """Loss and logits of one path, whose gradient is added to the totals, if there are any."""
-        tape = Tape(own, **options)
+    def _taped(self, own, images, targets, architecture, **options) -> tuple[Tape, Value, Value]:
+        """The tape of one path, its logits and its loss."""
+        tape = Tape(own, self.programs, **options)
         logits = sliced_supernet.logits(tape, self.space, architecture, images)
-        loss = sliced_supernet.loss(tape, logits, targets)
-        gradients = tape.gradients(loss)
-        if totals is not None:
-            add_all(totals, gradients)
-        return loss.array, logits.array
+        return tape, logits, sliced_supernet.loss(tape, logits, targets)
+
+
+@contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """Python's garbage collector rests: a tape has no cycles, but enough objects to keep it busy."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

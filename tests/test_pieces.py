@@ -18,7 +18,7 @@ from benchmarks.contenders import pieces_of
 from hwnas import sliced_supernet, training
 from hwnas.jax_layers import CPU_FORM, LONG_CPU_FORM, LONG_WORK_IMAGES, native_form
 from hwnas.methods import single_paths
-from hwnas.pieces import Survey, Tape, add_all
+from hwnas.pieces import Programs, Tape, add_all
 from hwnas.sliced_units import SIZES, few_sizes
 from hwnas.space import Architecture
 from hwnas.steps import training_step
@@ -32,7 +32,7 @@ def weights_of_small() -> tuple[dict[str, Any], Any]:
 
 def taped(architecture: Architecture, images: Any) -> tuple[Tape, Any]:
     """The small supernet, piece by piece: the tape and the logits."""
-    tape = Tape(weights_of_small()[0])
+    tape = Tape(weights_of_small()[0], Programs())
     return tape, sliced_supernet.logits(tape, SMALL, architecture, jnp.asarray(images))
 
 
@@ -107,23 +107,23 @@ def test_a_training_in_pieces_that_was_stopped_ends_with_the_same_weights(
 
 
 def test_what_a_survey_has_compiled_is_all_that_a_step_compiles(compilations: list[str]):
-    data, survey, rng = made_up_data(), Survey(), Random(4)
+    data, programs, rng = made_up_data(), Programs(), Random(4)
     model = Supernet(SPACE, rngs=nnx.Rngs(0), form=LONG_CPU_FORM)
     own, _ = sliced_supernet.named(nnx.split(model, nnx.Param)[1])
     images, targets = some_images(SPACE, 8), np.eye(3, dtype=np.float32)[data.train.labels[:8]]
     code = SPACE.sample(rng)
 
     def run(**options):
-        tape = Tape(own, **options)
+        tape = Tape(own, programs, **options)
         return tape.gradients(sliced_supernet.loss(tape, sliced_supernet.logits(tape, SPACE, code, images), targets))
 
     compilations.clear()
-    run(call=survey)
-    survey.wait()
-    assert len(compilations) == len(survey) > 20
+    run(surveys=True)
+    programs.wait()
+    assert len(compilations) == len(programs) > 20
     add_all({name: np.zeros(weight.shape, np.float32) for name, weight in own.items()}, run())
-    survey.wait()
-    assert len(compilations) == len(survey)
+    programs.wait()
+    assert len(compilations) == len(programs)
 
 
 def test_a_space_has_a_fixed_number_of_pieces_however_many_architectures_come():
