@@ -96,7 +96,8 @@ def pieces_of(space: SearchSpace, images: int, architectures: Iterable[Architect
     from flax import nnx
 
     from hwnas import sliced_supernet
-    from hwnas.pieces import Programs, Tape
+    from hwnas.pieces import Tape
+    from hwnas.programs import Programs
     from hwnas.supernet import Supernet
 
     programs, own = Programs(), sliced_supernet.named(nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)[1])[0]

@@ -2,16 +2,14 @@
 
 A piece is a function of some weights and of feature maps hardly larger than the architecture has them. A space has a
 fixed number of pieces, by its widths, kernels and the like, however many architectures come; which of them an
-architecture runs, Python decides. `Tape` runs them, and then their gradients in the opposite order. `Programs` compiles
-each once, and beforehand on all cores if it is told what a tape will run.
+architecture runs, Python decides. `Tape` runs them, and then their gradients in the opposite order; or it only has
+compiled, on all cores, what it would run.
 
-What costs time is compiling, some 15 ms for each loop over memory. So the weights stay on the host, where numpy cuts
-out what a piece takes and adds what comes back; and a gradient's program is given what the piece's own has found.
+Compiling takes as long as there are loops over memory. So the weights stay on the host, where numpy cuts out what a
+piece takes and adds what comes back; and a gradient's program is given the batch norms' statistics.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwnas.jax_layers import Array
+from hwnas.programs import Programs
 from hwnas.row_layers import norm_again, norm_once, rows_at
 
 Weights = Mapping[str, np.ndarray]
@@ -185,61 +184,6 @@ def _replaced(x: Array, order: Array, y: Array) -> Array:
 @partial(jax.jit, donate_argnums=0)
 def _added(x: Array, y: Array) -> Array:
     return x + y
-
-
-class Programs:
-    """Compiled functions, each for the shapes that it was called with.
-
-    A function is one that `jax.jit` made, and may have pieces as its first arguments, which are then static. It is
-    compiled here, not when it is called, so that nothing is kept of it but what runs: jax would keep what it was
-    compiled from, too, 2 MB for each.
-    """
-
-    def __init__(self) -> None:
-        self._shapes: dict[Any, Any] = {}
-        self._compiled: dict[Any, Future[Any]] = {}
-        self._pool = ThreadPoolExecutor(os.cpu_count())
-        self._begun: set[Any] = set()
-
-    def shapes(self, function: Any, *arguments: Any) -> Any:
-        """The shapes of what a call would return; if it is new, its program begins to be compiled.
-
-        Of the arguments, too, only shapes count.
-        """
-        key, pieces, leaves, tree = self._key(function, arguments)
-        if key not in self._shapes:
-            shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-            traced = function.trace(*pieces, *jax.tree.unflatten(tree, shapes))
-            self._shapes[key] = traced.out_info
-            self._compiled[key] = self._pool.submit(lambda: traced.lower().compile())
-            self._begun.add(function)
-        return self._shapes[key]
-
-    def __call__(self, function: Any, *arguments: Any) -> Any:
-        """Calls a function."""
-        key, pieces, _, _ = self._key(function, arguments)
-        if key not in self._compiled:
-            self.shapes(function, *arguments)
-        return self._compiled[key].result()(*arguments[len(pieces) :])
-
-    def __len__(self) -> int:
-        """How many programs there are."""
-        return len(self._compiled)
-
-    def wait(self) -> None:
-        """Until all is compiled that has begun."""
-        if self._begun:
-            for compiling in self._compiled.values():
-                compiling.result()
-            for function in self._begun:
-                function.clear_cache()
-            self._begun.clear()
-
-    @staticmethod
-    def _key(function: Any, arguments: tuple[Any, ...]) -> tuple[Any, tuple[Piece, ...], list[Any], Any]:
-        pieces = tuple(argument for argument in arguments if isinstance(argument, Piece))
-        leaves, tree = jax.tree.flatten(arguments[len(pieces) :])
-        return (function, pieces, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)), pieces, leaves, tree
 
 
 # ---- tapes -------------------------------------------------------------------------------------------------------

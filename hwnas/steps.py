@@ -1,8 +1,6 @@
 """One step of training: what it computes, for a supernet and for a single network."""
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +16,8 @@ from hwnas.data import DataSet, augment
 from hwnas.jax_layers import compiled
 from hwnas.jax_network import FixedNetwork
 from hwnas.optimizer import Vectors, in_vectors, like, sizes, updated
-from hwnas.pieces import Programs, Tape, Value, add_all
+from hwnas.pieces import Tape, Value, add_all
+from hwnas.programs import Programs
 from hwnas.scoring import run
 from hwnas.sliced_supernet import in_pieces
 from hwnas.space import SearchSpace
@@ -168,11 +167,7 @@ class _StepInPieces:
 
         self._begin, self._end = begin, end
 
-    def __call__(self, *arguments):
-        with _collecting_nothing():
-            return self._step(*arguments)
-
-    def _step(self, weights, moments, key, rate, images, labels, codes):
+    def __call__(self, weights, moments, key, rate, images, labels, codes):
         architectures = [self.space.decode(code) for code in np.asarray(codes).tolist()]
         own = sliced_supernet.named(weights)[0]
         total = {which: np.zeros(size, np.float32) for which, size in sizes(weights).items()}
@@ -203,15 +198,3 @@ class _StepInPieces:
         tape = Tape(own, self.programs, **options)
         logits = sliced_supernet.logits(tape, self.space, architecture, images)
         return tape, logits, sliced_supernet.loss(tape, logits, targets)
-
-
-@contextmanager
-def _collecting_nothing() -> Iterator[None]:
-    """Python's garbage collector rests: a tape has no cycles, but enough objects to keep it busy."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -18,7 +18,8 @@ from benchmarks.contenders import pieces_of
 from hwnas import sliced_supernet, training
 from hwnas.jax_layers import CPU_FORM, LONG_CPU_FORM, LONG_WORK_IMAGES, native_form
 from hwnas.methods import single_paths
-from hwnas.pieces import Programs, Tape, add_all
+from hwnas.pieces import Tape, add_all
+from hwnas.programs import Programs
 from hwnas.sliced_units import SIZES, few_sizes
 from hwnas.space import Architecture
 from hwnas.steps import training_step
