@@ -91,7 +91,7 @@ def our_training(space: SearchSpace | None, batch_size: int, *, in_pieces: bool 
 
 
 def pieces_of(space: SearchSpace, images: int, architectures: Iterable[Architecture]) -> int:
-    """How many programs a training in pieces has compiled after these architectures, with so many images each."""
+    """How many programs a training in pieces needs for these architectures, with so many images each."""
     import jax
     from flax import nnx
 
@@ -100,7 +100,8 @@ def pieces_of(space: SearchSpace, images: int, architectures: Iterable[Architect
     from hwnas.programs import Programs
     from hwnas.supernet import Supernet
 
-    programs, own = Programs(), sliced_supernet.named(nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)[1])[0]
+    programs, weights = Programs(compiles=False), nnx.split(Supernet(space, rngs=nnx.Rngs(0)), nnx.Param)[1]
+    own, _ = sliced_supernet.named(weights)
     batch: Any = jax.ShapeDtypeStruct((images, space.input_size, space.input_size, 3), np.float32)
     targets: Any = jax.ShapeDtypeStruct((images, space.classes), np.float32)
     for architecture in architectures:

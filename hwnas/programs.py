@@ -13,9 +13,13 @@ class Programs:
     A function is one that `jax.jit` made. Its first arguments may be functions; these are static. It is compiled here,
     not when it is called: jax would keep what it compiles from, too, which for a thousand small programs takes more
     memory than all that they compute.
+
+    Args:
+        compiles: whether they are compiled; otherwise, they are only counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, compiles: bool = True) -> None:
+        self.compiles = compiles
         self._programs: dict[Any, tuple[Any, Future[Any]]] = {}
         self._pool = ThreadPoolExecutor(os.cpu_count())
         self._begun: set[Any] = set()
@@ -52,7 +56,9 @@ class Programs:
         static = tuple(leaf for leaf in leaves if callable(leaf))
         key = function, static, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves[len(static) :])
         if key not in self._programs:
-            traced = function.trace(*arguments)
-            self._programs[key] = traced.out_info, self._pool.submit(lambda: traced.lower().compile())
-            self._begun.add(function)
+            traced, compiling = function.trace(*arguments), Future()
+            if self.compiles:
+                compiling = self._pool.submit(lambda: traced.lower().compile())
+                self._begun.add(function)
+            self._programs[key] = traced.out_info, compiling
         return self._programs[key]

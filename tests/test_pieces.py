@@ -18,8 +18,9 @@ from benchmarks.contenders import pieces_of
 from hwnas import sliced_supernet, training
 from hwnas.jax_layers import CPU_FORM, LONG_CPU_FORM, LONG_WORK_IMAGES, native_form
 from hwnas.methods import single_paths
-from hwnas.pieces import Tape, add_all
+from hwnas.pieces import Axis, Cut, Tape, add_all, centre, first
 from hwnas.programs import Programs
+from hwnas.row_layers import norm_again, norm_once, norm_rows
 from hwnas.sliced_units import SIZES, few_sizes
 from hwnas.space import Architecture
 from hwnas.steps import training_step
@@ -104,6 +105,47 @@ def test_a_training_in_pieces_that_was_stopped_ends_with_the_same_weights(
         np.testing.assert_array_equal(found, expected)
 
 
+# ---- weights and norms --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        Cut("w"),
+        Cut("w", (first(4, 6), Axis(np.array([5, 0, 3], np.int32), 4))),
+        Cut("w", (centre(3, 5), first(7)), joined=np.arange(3)[:, None] % 2 == np.arange(7) % 2),
+    ],
+    ids=["whole", "places and zeros", "groups"],
+)
+def test_what_is_added_to_a_gradient_is_what_was_cut_from_the_weight(cut: Cut):
+    rng = np.random.default_rng(0)
+    weight, total = rng.normal(size=(5, 7)).astype(np.float32), np.zeros((5, 7), np.float32)
+    part = cut.of(weight)
+    assert part.shape == cut.shape_of(weight).shape
+    gradient = rng.normal(size=part.shape).astype(np.float32)
+    cut.add(total, gradient)  # a linear map and its transpose
+    np.testing.assert_allclose((part * gradient).sum(), (weight * total).sum(), rtol=1e-5)
+    cut.add(total, gradient)
+    np.testing.assert_allclose(2 * (part * gradient).sum(), (weight * total).sum(), rtol=1e-5)
+
+
+def test_a_cut_has_the_places_in_their_order_and_zeros_behind_them():
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    taken = Cut("w", (first(2, 3), Axis(np.array([3, 1]), 3))).of(weight)
+    np.testing.assert_array_equal(taken, [[3, 1, 0], [7, 5, 0], [0, 0, 0]])
+
+
+def test_a_norm_that_knows_its_statistics_has_the_values_and_gradients_of_one_that_finds_them():
+    rng = np.random.default_rng(1)
+    x, g = (jnp.asarray(rng.normal(2, 3, (3, 4, 4, 8)).astype(np.float32)) for _ in range(2))
+    pair = jnp.array([0.5, 1, 2]), jnp.array([-1.0, 0, 1])
+    expected, pull = jax.vjp(lambda *inputs: norm_rows(*inputs)[0], x, *pair)
+    y, known = norm_once(x, *pair)
+    again, pull_again = jax.vjp(lambda *inputs: norm_again(*inputs, known), x, *pair)
+    for found, wanted in ((y, expected), (again, expected), *zip(pull_again(g), pull(g), strict=True)):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 # ---- compiling ---------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +167,20 @@ def test_what_a_survey_has_compiled_is_all_that_a_step_compiles(compilations: li
     add_all({name: np.zeros(weight.shape, np.float32) for name, weight in own.items()}, run())
     programs.wait()
     assert len(compilations) == len(programs)
+
+
+def test_a_program_is_compiled_once_for_its_shapes_and_functions_and_jax_keeps_nothing_of_it(compilations: list[str]):
+    programs, scaled = Programs(), jax.jit(lambda scale, x: scale(x), static_argnums=0)
+    compilations.clear()
+    for _ in range(2):
+        assert float(programs(scaled, jnp.negative, np.float32(3))) == -3
+        np.testing.assert_array_equal(programs(scaled, jnp.negative, np.ones(2, np.float32)), [-1, -1])
+    assert float(programs(scaled, jnp.abs, np.float32(-3))) == 3
+    assert len(compilations) == len(programs) == 3
+    assert scaled._cache_size() == 0
+    counted = Programs(compiles=False)
+    assert counted.shapes(scaled, jnp.negative, np.float32(3)).shape == ()
+    assert (len(counted), len(compilations)) == (1, 3)
 
 
 def test_a_space_has_a_fixed_number_of_pieces_however_many_architectures_come():
