@@ -106,7 +106,7 @@ OfUnit = tuple[Unit, Cuts, dict[str, Array]]
 """Gradients by what was taken of a unit's weights."""
 
 
-def add_all(totals: Mapping[str, np.ndarray], gradients: Iterable[OfUnit]) -> None:
+def add_all(totals: Weights, gradients: Iterable[OfUnit]) -> None:
     """Adds gradients to those of all weights."""
     for unit, cuts, of_own in gradients:
         for name, gradient in of_own.items():
@@ -133,8 +133,9 @@ class Norms:
     def __init__(self, known: Sequence[tuple[Array, Array]] = ()) -> None:
         self.known, self.found = list(known), []
 
-    def __call__(self, x: Array, pair: tuple[Array, Array]) -> Array:
-        """A map normalised, then with scale and offset."""
+    def __call__(self, x: Array, own: Mapping[str, Array]) -> Array:
+        """A map normalised, then with the scale and offset among the piece's weights."""
+        pair = own["scale"], own["offset"]
         if self.known:
             return norm_again(x, *pair, self.known.pop(0))
         y, known = norm_once(x, *pair)

@@ -56,9 +56,12 @@ class Programs:
         static = tuple(leaf for leaf in leaves if callable(leaf))
         key = function, static, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves[len(static) :])
         if key not in self._programs:
-            traced, compiling = function.trace(*arguments), Future()
+            traced = function.trace(*arguments)
             if self.compiles:
                 compiling = self._pool.submit(lambda: traced.lower().compile())
                 self._begun.add(function)
+            else:
+                compiling = Future()
+                compiling.cancel()  # or a call would wait for ever
             self._programs[key] = traced.out_info, compiling
         return self._programs[key]

@@ -59,14 +59,14 @@ def loss(tape: Tape, of: Value, targets: Array) -> Value:
 
 def _stem(own: Own, maps: Any, places: Any, norm: Norms, *, stride: int, max_pool: bool) -> Array:
     x = convolution(places[0], own["kernel"], stride=stride, padding=1)
-    x = jax.nn.relu(norm(x.transpose(3, 1, 2, 0), (own["scale"], own["offset"])))
+    x = jax.nn.relu(norm(x.transpose(3, 1, 2, 0), own))
     if max_pool:
         x = pool(x.transpose(3, 1, 2, 0), "max", 3, 2, 1).transpose(3, 1, 2, 0)
     return x
 
 
 def _classified(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
-    x = jax.nn.relu(norm(maps[0], (own["scale"], own["offset"]))).mean((1, 2)).T
+    x = jax.nn.relu(norm(maps[0], own)).mean((1, 2)).T
     return x @ own["kernel"] + own["bias"]
 
 

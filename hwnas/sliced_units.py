@@ -31,19 +31,19 @@ Own = dict[str, Array]
 
 def product(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
     """A batch norm, if there is one, and a pointwise convolution."""
-    return whole_product_rows(own["kernel"], norm(maps[0], _pair(own)) if "scale" in own else maps[0])
+    return whole_product_rows(own["kernel"], norm(maps[0], own) if "scale" in own else maps[0])
 
 
 def depthwise(own: Own, maps: Any, places: Any, norm: Norms, *, stride: int) -> Array:
     """A batch norm with ReLU, if there is one, and a depthwise convolution."""
-    x = jax.nn.relu(norm(maps[0], _pair(own))) if "scale" in own else maps[0]
+    x = jax.nn.relu(norm(maps[0], own)) if "scale" in own else maps[0]
     return depthwise_rows(x, jnp.moveaxis(own["kernel"], 2, 0), jnp.int32(0), (len(own["kernel"]),), stride)
 
 
 def closing(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
     """A batch norm, ReLU, squeeze-excite if there is one, and the sum with a second map if there is one."""
     y, *entry = maps
-    y = norm(y, _pair(own))
+    y = norm(y, own)
     y = y if entry else jax.nn.relu(y)
     if "reduce" in own:
         squeezed = jax.nn.relu(own["reduce"].T @ y.mean((1, 2)) + own["reduce_bias"][:, None])
@@ -55,10 +55,6 @@ def closing(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
 def _both(own: Own, maps: Any, places: Any, norm: Norms) -> Array:
     """The channels of two branches behind each other."""
     return take_rows(jnp.concatenate(maps), *places)
-
-
-def _pair(own: Own) -> tuple[Array, Array]:
-    return own["scale"], own["offset"]
 
 
 # ---- where channels are --------------------------------------------------------------------------------------------
@@ -165,7 +161,7 @@ def stride_2_unit(tape: Tape, stage: Stage, x: Value, channel: np.ndarray, width
     both = np.concatenate([np.arange(beside.count), beside.size + np.arange(main)])
     inverse = np.full(beside.size + rows, -1, np.int32)
     inverse[both] = np.arange(width)
-    return tape.run(_both, unit, {}, [side, y], (both.astype(np.int32), inverse))
+    return tape.run(_both, unit, {}, [side, y], (_order(both, width), inverse))
 
 
 def _main_branch(

@@ -1,5 +1,6 @@
 """A supernet in pieces: it computes what one program computes, and compiles a fixed number of them."""
 
+from concurrent.futures import CancelledError
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -170,7 +171,13 @@ def test_what_a_survey_has_compiled_is_all_that_a_step_compiles(compilations: li
 
 
 def test_a_program_is_compiled_once_for_its_shapes_and_functions_and_jax_keeps_nothing_of_it(compilations: list[str]):
-    programs, scaled = Programs(), jax.jit(lambda scale, x: scale(x), static_argnums=0)
+    programs, traced = Programs(), []
+
+    def scale_it(scale, x):
+        traced.append(x.shape)
+        return scale(x)
+
+    scaled = jax.jit(scale_it, static_argnums=0)
     compilations.clear()
     for _ in range(2):
         assert float(programs(scaled, jnp.negative, np.float32(3))) == -3
@@ -178,9 +185,14 @@ def test_a_program_is_compiled_once_for_its_shapes_and_functions_and_jax_keeps_n
     assert float(programs(scaled, jnp.abs, np.float32(-3))) == 3
     assert len(compilations) == len(programs) == 3
     assert scaled._cache_size() == 0
+    assert len(traced) == 3
+    scaled.trace(jnp.negative, np.float32(3))
+    assert len(traced) == 4  # anew: it was forgotten
     counted = Programs(compiles=False)
     assert counted.shapes(scaled, jnp.negative, np.float32(3)).shape == ()
     assert (len(counted), len(compilations)) == (1, 3)
+    with pytest.raises(CancelledError):
+        counted(scaled, jnp.negative, np.float32(3))
 
 
 def test_a_space_has_a_fixed_number_of_pieces_however_many_architectures_come():
